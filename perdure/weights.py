@@ -1,0 +1,294 @@
+"""Weights are values: plain dicts of tensors, and the few operations every method is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .errors import WeightsError
+
+Weights = Mapping[str, Tensor]
+"""Parameter name, as in `named_parameters()`, to tensor."""
+
+Mix = Callable[[int], float]
+"""Number k >= 1 of the update to the share, in [0, 1], that the new weights get in it."""
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """Return the live parameters that require gradients (shared ones once)."""
+    return {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+
+
+def lerp(a: Weights, b: Weights, t: float) -> dict[str, Tensor]:
+    """Return (1 - t) a + t b, key by key; differentiable in both.
+
+    Exactly `a` at t = 0 and `b` at t = 1; t may lie outside [0, 1]. Integer tensors, such as the
+    batch counters of normalisation layers, are taken from the nearer end.
+
+    Raises:
+        WeightsError: If the keys or shapes differ; names the first three that do.
+    """
+    _require_same(a, b)
+    return {name: _lerp_one(tensor, b[name], t) for name, tensor in a.items()}
+
+
+def mean(members: Sequence[Weights], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Return the weighted mean ("soup") of several weights; equal shares by default.
+
+    Args:
+        members: At least one.
+        shares: One number >= 0 per member; only their ratios matter. Integer tensors are taken
+            from the member with the largest share, the first of equals.
+
+    Raises:
+        WeightsError: If there is no member, a share is missing, negative or all are zero, or keys
+            or shapes differ.
+
+    Source: Wortsman et al. 2022, "Model soups", arXiv 2203.05482.
+    """
+    parts = _normalised(shares, len(members))
+    first = members[0]
+    for other in members[1:]:
+        _require_same(first, other)
+    main = members[parts.index(max(parts))]
+    result = {}
+    for name, tensor in first.items():
+        if not tensor.is_floating_point():
+            result[name] = main[name]
+            continue
+        precise = torch.promote_types(tensor.dtype, torch.float32)
+        total = torch.zeros_like(tensor, dtype=precise)
+        for member, part in zip(members, parts, strict=True):
+            total = total + part * member[name].to(precise)
+        result[name] = total.to(tensor.dtype)
+    return result
+
+
+def distance(a: Weights, b: Weights, reduction: Literal["sum", "mean"]) -> Tensor:
+    """Return the squared L2 distance, shape (); "mean" divides by the number of scalars.
+
+    Raises:
+        WeightsError: If the keys or shapes differ, or there are none.
+    """
+    _require_same(a, b)
+    if not a:
+        raise WeightsError("the distance of no weights is undefined; pass at least one tensor.")
+    total = torch.stack([(tensor - b[name]).square().sum() for name, tensor in a.items()]).sum()
+    return total if reduction == "sum" else total / sum(tensor.numel() for tensor in a.values())
+
+
+def run_at(module: nn.Module, weights: Weights, *args: Any) -> Any:
+    """Call `module` as if it had `weights`; gradients flow to `weights`, `module` is unchanged.
+
+    Names that `weights` leaves out keep the module's own tensors.
+
+    Raises:
+        WeightsError: If a name is not a parameter or buffer of `module`.
+    """
+    # torch would accept an unknown name and silently change nothing.
+    known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    unknown = [name for name in weights if name not in known]
+    if unknown:
+        known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+        unknown = [name for name in unknown if name not in known]
+    if unknown:
+        raise WeightsError(
+            f"the module has no tensor named {_some(unknown)}; "
+            "names are those of named_parameters() and named_buffers()."
+        )
+    return functional_call(module, dict(weights), args)
+
+
+def ema(decay: float) -> Mix:
+    """Exponential average: share 1 - decay at every update.
+
+    Args:
+        decay: In [0, 1]; 0 copies the new weights, 1 never moves.
+
+    Raises:
+        ValueError: If `decay` is out of range.
+    """
+    _require_share("decay", decay)
+    return lambda _: 1.0 - decay
+
+
+def warmup_ema(start: float, end: float, warmup_steps: float, every: int = 1) -> Mix:
+    """Exponential average whose decay rises linearly from `start` to `end`, then stays.
+
+    Args:
+        start: Decay of the first update, in [0, 1].
+        end: Decay once `warmup_steps` optimiser steps are finished, in [0, 1].
+        warmup_steps: Optimiser steps; 0 for none.
+        every: Optimiser steps between updates; update k takes the decay of step (k - 1) * every,
+            counting from 0, so the first one follows the first step of the run.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: CaRot (Oh et al. 2024, arXiv 2311.01723): 0.05 to 0.9 over a fifth of the steps.
+    """
+    _require_share("start", start)
+    _require_share("end", end)
+    _require_positive("every", every)
+
+    def share(k: int) -> float:
+        step = (k - 1) * every
+        if step >= warmup_steps:
+            return 1.0 - end
+        return 1.0 - (start + (end - start) * step / warmup_steps)
+
+    return share
+
+
+def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) -> Mix:
+    """Weighted average with a symmetric Beta(beta, beta) kernel over the whole run.
+
+    The start of the run counts: after update k the average holds the start with mass alpha_0 and
+    the weights of each update j with alpha_j, divided by their sum. beta = 1 is the plain mean,
+    beta = 0.5 (arcsine) stresses both ends of the run.
+
+    Args:
+        beta: Shape, > 0.
+        total: Optimiser steps of the whole run; the kernel must know the horizon in advance.
+        every: Optimiser steps between updates; update k happens after step min(k * every, total).
+        released: Use the number of the update as kernel time, as the authors' code does. With
+            `every` > 1 that never reaches the right half of the kernel.
+
+    Returns:
+        The share of update k = 1, 2, ...; it raises ValueError for a k beyond the horizon.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: TRACER (Asadollahzadeh et al. 2026, arXiv 2605.29380), definition 3.3.
+    """
+    _require_positive("beta", beta)
+    _require_positive("total", total)
+    _require_positive("every", every)
+    updates = total if released else -(-total // every)
+    steps = np.arange(updates + 1) * (1 if released else every)
+    time = (np.minimum(steps, total) + 0.5) / (total + 1)
+    # Scaled to 1 at the centre: only ratios matter, and the Beta function would cancel.
+    alpha = (4.0 * time * (1.0 - time)) ** (beta - 1.0)
+    mass = np.cumsum(alpha)
+    # Very large beta underflows at the start, where the next update then takes all the mass.
+    shares = np.divide(alpha, mass, out=np.ones_like(alpha), where=mass > 0).tolist()
+
+    def share(k: int) -> float:
+        if not 1 <= k <= updates:
+            raise ValueError(
+                f"update {k} is outside this average of 1 to {updates} updates; build it with the "
+                "number of optimiser steps that the run really takes."
+            )
+        return float(shares[k])
+
+    return share
+
+
+class Snapshot(nn.Module):
+    """A frozen copy of some weights, in float32 or wider, that lives in `state_dict`.
+
+    Holds values, never the module they came from, so nothing is shared on disk. Buffer names are
+    the weights' names with "/" for ".", which buffer names may not contain.
+
+    Args:
+        weights: Floating-point tensors; copied.
+
+    Raises:
+        WeightsError: If a tensor is not floating-point.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self._names = tuple(weights)
+        for name, tensor in weights.items():
+            if not tensor.is_floating_point():
+                raise WeightsError(
+                    f"{name} has type {tensor.dtype}; a snapshot holds floating-point weights only."
+                )
+            precise = torch.promote_types(tensor.dtype, torch.float32)
+            self.register_buffer(_buffer(name), tensor.detach().to(precise, copy=True))
+
+    def values(self) -> dict[str, Tensor]:
+        """Return the live tensors under the weights' own names, without gradient."""
+        return {name: self.get_buffer(_buffer(name)) for name in self._names}
+
+    @torch.no_grad()
+    def mix_(self, new: Weights, share: float) -> None:
+        """Move towards `new` by `share`, in place, without gradient.
+
+        Args:
+            new: Weights with the same names; may be live parameters of any floating type.
+            share: 0 changes nothing, 1 copies `new`.
+
+        Raises:
+            WeightsError: If names or shapes differ.
+        """
+        mine = self.values()
+        _require_same(mine, new)
+        targets = [
+            new[name] if new[name].dtype == tensor.dtype else new[name].to(tensor.dtype)
+            for name, tensor in mine.items()
+        ]
+        # One fused call: three memory passes and no temporaries, whatever the number of tensors.
+        torch._foreach_lerp_(list(mine.values()), targets, share)
+
+
+def _buffer(name: str) -> str:
+    return name.replace(".", "/")
+
+
+def _lerp_one(a: Tensor, b: Tensor, t: float) -> Tensor:
+    if not a.is_floating_point():
+        return b if t >= 0.5 else a
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return torch.lerp(a.to(dtype), b.to(dtype), t)
+
+
+def _require_same(a: Weights, b: Weights) -> None:
+    if a.keys() != b.keys():
+        raise WeightsError(
+            "the two sets of weights hold different names: "
+            f"only in the first: {_some(sorted(a.keys() - b.keys()))}; "
+            f"only in the second: {_some(sorted(b.keys() - a.keys()))}. "
+            "Both must come from the same architecture and method."
+        )
+    wrong = [name for name in a if a[name].shape != b[name].shape]
+    if wrong:
+        shapes = [f"{name} {tuple(a[name].shape)} and {tuple(b[name].shape)}" for name in wrong]
+        raise WeightsError(
+            f"the two sets of weights differ in shape: {_some(shapes)}. "
+            "Both must come from the same architecture and the same classes."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3]) or "none"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+def _normalised(shares: Sequence[float] | None, count: int) -> list[float]:
+    if count == 0:
+        raise WeightsError("the mean of no weights is undefined; pass at least one member.")
+    parts = [1.0] * count if shares is None else [float(share) for share in shares]
+    if len(parts) != count or min(parts) < 0 or not 0 < sum(parts) < float("inf"):
+        raise WeightsError(
+            f"shares {parts} do not fit {count} members; "
+            "give one number >= 0 per member, not all of them zero."
+        )
+    return [part / sum(parts) for part in parts]
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}; it must lie in [0, 1].")
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} is {value}; it must be greater than 0.")

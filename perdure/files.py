@@ -1,0 +1,119 @@
+"""Atomic writing: a reader, or a resumed run, sees the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError
+
+UNFINISHED = ".unfinished-"
+"""Prefix of everything that is still being written; safe to delete when no run is writing."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file path beside `path` that takes its place if the block succeeds.
+
+    Raises:
+        RunError: If the disk is full, a limit is reached or the place is read-only; the old file,
+            if there was one, is untouched.
+    """
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    with _reported(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path` that takes its place if the block succeeds.
+
+    A directory that was at `path` before is removed once the new one is complete.
+
+    Raises:
+        RunError: As in `replacing`.
+    """
+    temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
+    outgoing = temporary.with_name(f"{temporary.name}-old")
+    with _reported(path):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                flush(file)
+            flush(temporary)
+            if path.exists():  # a directory cannot be replaced by renaming, unlike a file
+                path.rename(outgoing)
+            temporary.rename(path)
+            flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        RunError: As in `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused because JSON has neither.
+
+    Raises:
+        RunError: As in `replacing`.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run.
+
+    Raises:
+        RunError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{path} does not exist; name a run directory or file that perdure has written."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); restore it or make it again.") from None
+
+
+def flush(path: Path) -> None:
+    """Make the operating system put a file or a directory entry on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(
+            f"cannot write {path} ({reason}); what was there before is untouched. "
+            "Free some space or write to another directory."
+        ) from error

@@ -1,0 +1,151 @@
+"""Compare fairly: differences paired by image, and curves read at equal ID accuracy. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Point(NamedTuple):
+    """One model on a trade-off curve; accuracies are shares in [0, 1]."""
+
+    position: float
+    """Where on the curve: the interpolation share alpha in [0, 1], or a learning rate"""
+    id: float
+    """In-distribution accuracy"""
+    ood: float
+    """Unweighted mean accuracy over the shifted sets"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The trade-off of one method and one seed, in the order of its knob.
+
+    Only neighbours in that order are joined by a line.
+    """
+
+    method: str
+    seed: int | None
+    points: tuple[Point, ...]
+
+    def ood_at(self, id_accuracy: float) -> float | None:
+        """Return OOD accuracy where the curve first reaches an ID accuracy, or None.
+
+        Reads linearly between neighbours and never extrapolates. A curve that passes the ID
+        accuracy more than once is read at the first passage, nearest to the start of the knob.
+
+        Args:
+            id_accuracy: Share in [0, 1].
+        """
+        # A single point is its own neighbour: it can be read at its own accuracy.
+        for left, right in zip(self.points, self.points[1:] or self.points, strict=False):
+            if min(left.id, right.id) <= id_accuracy <= max(left.id, right.id):
+                if left.id == right.id:
+                    return left.ood
+                share = (id_accuracy - left.id) / (right.id - left.id)
+                return left.ood + share * (right.ood - left.ood)
+        return None
+
+
+class Reading(NamedTuple):
+    """A quantity over the seeds that have it; `n` of 0 means that none has (not available)."""
+
+    mean: float | None
+    sd: float | None
+    """Sample standard deviation (n - 1); None below two seeds"""
+    n: int
+    of: int
+    """Seeds asked"""
+
+
+class Difference(NamedTuple):
+    """First minus second, with the interval of a paired bootstrap over images."""
+
+    value: float
+    low: float
+    high: float
+
+
+def over_seeds(values: Sequence[float | None]) -> Reading:
+    """Return mean, sample standard deviation and number of the values that exist."""
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    if known.size == 0:
+        return Reading(None, None, 0, len(values))
+    spread = float(known.std(ddof=1)) if known.size > 1 else None
+    return Reading(float(known.mean()), spread, int(known.size), len(values))
+
+
+def at_equal_id(curves: Sequence[Curve], id_accuracy: float) -> Reading:
+    """Read the curve of every seed at one ID accuracy and average the OOD accuracies.
+
+    Args:
+        curves: One method, one curve per seed.
+        id_accuracy: Share in [0, 1]; seeds that do not reach it are counted as missing.
+    """
+    return over_seeds([curve.ood_at(id_accuracy) for curve in curves])
+
+
+def above_curve(own: Mapping[int | None, Point], rival: Sequence[Curve]) -> Reading:
+    """Return how far models lie above a rival's curve at their own ID accuracy, seed by seed.
+
+    Args:
+        own: Seed to the model's point.
+        rival: The rival's curves; a seed is compared with the rival's curve of the same seed, and
+            with the mean over all rival curves where the rival has no such seed.
+    """
+    gaps: list[float | None] = []
+    for seed, point in own.items():
+        same = [curve for curve in rival if curve.seed == seed] or list(rival)
+        line = at_equal_id(same, point.id).mean
+        gaps.append(None if line is None else point.ood - line)
+    return over_seeds(gaps)
+
+
+def paired_difference(
+    first: Mapping[str, NDArray[np.float64]],
+    second: Mapping[str, NDArray[np.float64]],
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Bootstrap the difference of two models' accuracy over the same images.
+
+    Images are drawn with replacement within each set, both models see the same draw, and the sets
+    are averaged with equal weight. The interval covers the choice of test images, not of seeds.
+
+    Args:
+        first: Set name to one value per image, (N,): share of the model's seeds that were right.
+        second: The same sets and images for the other model.
+        level: Probability of the interval, in (0, 1).
+        draws: Bootstrap samples.
+        seed: Seed of the draws.
+
+    Returns:
+        First minus second, and the percentile interval.
+
+    Raises:
+        ValueError: If sets or lengths differ.
+    """
+    if first.keys() != second.keys() or any(
+        first[name].shape != second[name].shape for name in first
+    ):
+        raise ValueError("both models need the same sets and images")
+    generator = np.random.default_rng(seed)
+    value = 0.0
+    sampled = np.zeros(draws)
+    for name in sorted(first):
+        gap = np.asarray(first[name], dtype=np.float64) - second[name]
+        # A per-image difference takes few distinct values, so drawing how often each value occurs
+        # is the same bootstrap as drawing images, at a cost that does not grow with N.
+        levels, counts = np.unique(gap, return_counts=True)
+        picks = generator.multinomial(gap.size, counts / gap.size, size=draws)
+        value += float(gap.mean()) / len(first)
+        sampled += (picks @ levels) / gap.size / len(first)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(sampled, [tail, 1.0 - tail])
+    return Difference(value, float(low), float(high))

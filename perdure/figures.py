@@ -1,0 +1,228 @@
+"""Two pictures: the ID-OOD frontier and the reliability diagram. Matplotlib, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .comparison import Curve
+from .metrics import ece_from_confidence, reliability_bins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b6b6b")
+"""Okabe and Ito's palette, told apart with colour blindness and in print."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": "#444444",
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.bbox": "tight",
+}
+
+
+class Confidence(NamedTuple):
+    """How sure a model was of its predictions and whether they were right."""
+
+    confidence: NDArray[np.float32]
+    """Largest class probability per image, (N,), in [0, 1]"""
+    correct: NDArray[np.bool_]
+    """(N,)"""
+
+
+def frontier(
+    curves: Sequence[Curve],
+    zero_shot: tuple[float, float],
+    out: Path,
+    *,
+    suite: str,
+    shifted: Sequence[str],
+    images: int,
+) -> Path:
+    """Draw ID against OOD accuracy, one curve per method over the interpolation share alpha.
+
+    Several seeds of a method are drawn thin, and their mean over shared alphas thick.
+
+    Args:
+        curves: Any number of methods and seeds.
+        zero_shot: ID and OOD accuracy of the start, shares in [0, 1].
+        out: PNG to write.
+        suite: Name for the title.
+        shifted: Splits that the OOD accuracy averages.
+        images: Number of images of the ID split, for its label.
+
+    Returns:
+        `out`.
+    """
+    methods = list(dict.fromkeys(curve.method for curve in curves))
+    with _figure(out, figsize=(6.8, 4.8)) as figure:
+        axes = figure.subplots()
+        axes.axhline(100 * zero_shot[1], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
+        for method, colour, marker in zip(
+            methods, _repeat(COLOURS), _repeat(MARKERS), strict=False
+        ):
+            own = [curve for curve in curves if curve.method == method]
+            alphas, xs, ys = _mean_curve(own)
+            if len(own) > 1:
+                for curve in own:
+                    axes.plot(
+                        [100 * point.id for point in curve.points],
+                        [100 * point.ood for point in curve.points],
+                        color=colour,
+                        alpha=0.25,
+                        linewidth=1,
+                    )
+            axes.plot(xs, ys, color=colour, marker=marker, markersize=4.5, linewidth=1.8)
+            # The end of the curve is the fine-tuned model itself: name it there, not in a legend.
+            axes.annotate(
+                method,
+                (xs[-1], ys[-1]),
+                xytext=(7, -2),
+                textcoords="offset points",
+                color=colour,
+                fontweight="bold",
+            )
+            if 0.5 in alphas and method == methods[-1]:
+                middle = alphas.index(0.5)
+                axes.annotate(
+                    "alpha = 0.5",
+                    (xs[middle], ys[middle]),
+                    xytext=(0, 9),
+                    textcoords="offset points",
+                    color=colour,
+                    fontsize=8,
+                    ha="center",
+                )
+        start = (100 * zero_shot[0], 100 * zero_shot[1])
+        axes.plot(*start, marker="*", markersize=15, color="#222222", linestyle="none", zorder=5)
+        axes.annotate("zero-shot", start, xytext=(0, -17), textcoords="offset points", ha="center")
+        axes.margins(x=0.1, y=0.12)
+        seeds = sorted({curve.seed for curve in curves if curve.seed is not None})
+        axes.set_title(
+            f"{suite}: what fine-tuning gains and what it forgets\n"
+            f"each curve: weights (1 - alpha) zero-shot + alpha fine-tuned, "
+            f"{_count(len(seeds), 'seed')}",
+        )
+        axes.set_xlabel(f"ID accuracy, % (split id, {images:,} images)")
+        axes.set_ylabel(f"OOD accuracy, %\n(mean of {', '.join(shifted)})")
+    return out
+
+
+def reliability(
+    panels: Mapping[str, Mapping[str, Confidence]],
+    out: Path,
+    *,
+    suite: str,
+    bins: int = 15,
+) -> Path:
+    """Draw accuracy against confidence, one panel per method with an ID and an OOD line.
+
+    Below each diagram stands the share of images in each confidence bin.
+
+    Args:
+        panels: Method to "ID" and "OOD" outcomes; OOD joins the images of all shifted sets, so its
+            error differs from the mean of the sets' errors.
+        out: PNG to write.
+        suite: Name for the title.
+        bins: Equal-width bins of the confidence.
+
+    Returns:
+        `out`.
+    """
+    colours = {"ID": COLOURS[0], "OOD": COLOURS[1]}
+    with _figure(out, figsize=(2.75 * len(panels) + 0.5, 4.2)) as figure:
+        grid = figure.subplots(
+            2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1)
+        )
+        for column, (method, outcomes) in enumerate(panels.items()):
+            upper: Axes = grid[0][column]
+            lower: Axes = grid[1][column]
+            upper.plot([0, 100], [0, 100], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
+            for role, (confidence, correct) in outcomes.items():
+                error = ece_from_confidence(confidence, correct, bins)
+                binned = reliability_bins(confidence, correct, bins)
+                full = binned.size > 0
+                upper.plot(
+                    100 * binned.confidence[full],
+                    100 * binned.accuracy[full],
+                    color=colours[role],
+                    marker="o",
+                    markersize=3.5,
+                    linewidth=1.6,
+                    label=f"{role}, ECE {100 * error:.1f}",
+                )
+                centres = (np.arange(bins) + 0.5) * 100 / bins
+                lower.step(
+                    centres,
+                    100 * binned.size / binned.size.sum(),
+                    where="mid",
+                    color=colours[role],
+                    linewidth=1.4,
+                )
+            upper.set_title(method, fontweight="bold")
+            upper.legend(loc="upper left", fontsize=8, handlelength=1.4)
+            upper.set(xlim=(0, 100), ylim=(0, 100))
+            lower.set_xlabel("confidence, %")
+        grid[0][0].set_ylabel("accuracy, %")
+        grid[1][0].set_ylabel("images, %")
+        total = {role: len(found.correct) for role, found in next(iter(panels.values())).items()}
+        figure.suptitle(
+            f"{suite}: confidence against accuracy ("
+            + ", ".join(f"{role} {n:,} images" for role, n in total.items())
+            + f", {bins} bins; on the dashed line a model is as often right as it says)",
+            fontsize=10,
+            x=0.01,
+            ha="left",
+        )
+    return out
+
+
+@contextmanager
+def _figure(out: Path, figsize: tuple[float, float]) -> Iterator[Figure]:
+    """Yield a figure in the house style and save it, without touching global state."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=figsize, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png")
+
+
+def _mean_curve(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]]:
+    """Average the curves of several seeds over the positions they share; in per cent."""
+    by_seed = [{point.position: point for point in curve.points} for curve in curves]
+    shared = sorted(set.intersection(*(set(points) for points in by_seed)))
+    xs = [100 * float(np.mean([points[at].id for points in by_seed])) for at in shared]
+    ys = [100 * float(np.mean([points[at].ood for points in by_seed])) for at in shared]
+    return shared, xs, ys
+
+
+def _repeat(values: Sequence[str]) -> Iterator[str]:
+    while True:
+        yield from values
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

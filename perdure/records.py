@@ -1,0 +1,247 @@
+"""Read what run directories say about themselves: what was run, and how it scored. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from .comparison import Point
+from .errors import RunError, nearest
+from .files import read_json
+
+UNSCIENTIFIC = ("device", "threads", "workers", "save_every", "keep", "log_every")
+"""Keys of `run` in a recipe that change how fast or how safely, not what, is computed."""
+
+Splits = Mapping[str, Mapping[str, Any]]
+"""Split name to its entry in a score file."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run directory with its scores on one suite."""
+
+    path: Path
+    method: str
+    """Registry name; `zero-shot` for an untouched model, `soup` for a mean of runs"""
+    alpha: float | None
+    """Share of the tuned weights where weights were interpolated"""
+    seed: int | None
+    settings: Mapping[str, Any]
+    """Dotted key to value: everything that determines the result, except the seed"""
+    tuned: Mapping[str, Any] | None
+    """Settings of the tuned end, where weights were interpolated"""
+    suite: str
+    definition: str
+    """Hash of the suite's definition"""
+    splits: Splits
+    sweep: Mapping[float, Splits] = field(default_factory=dict)
+    """Interpolation share to the scores there"""
+    trainable: int | None = None
+    seconds: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Equal for runs that differ only in seed."""
+        return key_of(self.settings)
+
+    def correct(self) -> dict[str, NDArray[np.float64]]:
+        """Return 1 where an image was classified correctly, per split, (N,).
+
+        Raises:
+            RunError: If the run has no stored outcomes.
+        """
+        path = self.path / "scores" / f"{self.suite}.outcomes.npz"
+        if not path.is_file():
+            raise RunError(
+                f"{self.path}: no {path.name} beside its scores, so images cannot be paired. "
+                f"Evaluate it again: perdure eval {self.path} --suite {self.suite}"
+            )
+        with np.load(path) as stored:
+            return {
+                name: (stored[f"{name}/prediction"] == stored[f"{name}/label"]).astype(np.float64)
+                for name in self.splits
+            }
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """Return settings as canonical text."""
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def summary(splits: Splits) -> dict[str, float]:
+    """Return `id`, `ood`, `art`, `ece_id`, `ece_ood` of one model, as far as its splits allow."""
+    ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
+    shifted = [name for name, entry in ours.items() if entry["role"] == "ood"]
+    inside = [name for name, entry in ours.items() if entry["role"] == "id"]
+    values: dict[str, float] = {}
+    for word, names, metric in (
+        ("id", inside, "accuracy"),
+        ("ood", shifted, "accuracy"),
+        ("art", [name for name in shifted if name != "corrupt"], "accuracy"),
+        ("ece_id", inside, "ece"),
+        ("ece_ood", shifted, "ece"),
+    ):
+        if names and (word != "art" or "corrupt" in shifted):
+            values[word] = float(np.mean([ours[name][metric] for name in names]))
+    return values
+
+
+def point(position: float, splits: Splits) -> Point:
+    """Return one model as a point of a trade-off curve."""
+    values = summary(splits)
+    return Point(position, values["id"], values["ood"])
+
+
+def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None, dict[str, Any]]:
+    """Return method, interpolation share, seed, and settings of a recipe or merge document."""
+    if "kind" in document:
+        inputs = [identity(_origin(entry)) for entry in document["inputs"]]
+        seeds = {seed for _, _, seed, _ in inputs if seed is not None}
+        methods = [method for method, _, _, _ in inputs if method != "zero-shot"]
+        kind = str(document["kind"])
+        settings: dict[str, Any] = {
+            "kind": kind,
+            "alpha": document.get("alpha"),
+            "shares": document.get("shares"),
+            # A soup of three seeds is one thing, whatever the seeds: members in any order.
+            "inputs": sorted(key_of(inner) for _, _, _, inner in inputs),
+        }
+        method = methods[-1] if kind == "wise-ft" and methods else kind
+        return method, document.get("alpha"), seeds.pop() if len(seeds) == 1 else None, settings
+    if "method" in document:
+        flat = _flatten(document)
+        for key in ("seed", *(f"run.{name}" for name in UNSCIENTIFIC)):
+            flat.pop(key, None)
+        seed = document.get("seed")
+        return str(document["method"]["name"]), None, seed, flat
+    return "zero-shot", None, None, _flatten(document)
+
+
+def _origin(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the document that an input of a merge came from."""
+    for word in ("recipe", "merge"):
+        if entry.get(word):
+            found: Mapping[str, Any] = entry[word]
+            return found
+    return {"model": entry.get("model") or entry.get("subject")}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as dotted keys; the seed in the name of a run directory is removed."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        elif isinstance(value, str):
+            flat[prefix + key] = re.sub(r"seed-\d+", "seed-*", value)
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read(path: Path, suite: str | None = None) -> Record:
+    """Read one run directory.
+
+    Args:
+        path: A run directory with scores.
+        suite: Which scores; may be None where the run has scores of one suite only.
+
+    Raises:
+        RunError: If the directory is no run, was not evaluated, or was evaluated on several suites.
+    """
+    document = _document(path)
+    found = sorted(
+        file.stem for file in (path / "scores").glob("*.json") if not file.stem.endswith(".sweep")
+    )
+    if not found:
+        raise RunError(f"{path} has no scores. Evaluate it first: perdure eval {path} --suite ...")
+    if suite is None:
+        if len(found) > 1:
+            raise RunError(
+                f"{path} has scores of several suites: {', '.join(found)}. Choose one: --suite ..."
+            )
+        suite = found[0]
+    if suite not in found:
+        raise RunError(
+            f"{path} has no scores of suite {suite!r}; {hint(suite, found)}it has: "
+            f"{', '.join(found)}. Evaluate it: perdure eval {path} --suite {suite}"
+        )
+    scores = read_json(path / "scores" / f"{suite}.json")
+    method, alpha, seed, settings = identity(document)
+    tuned = None
+    if document.get("kind") == "wise-ft":
+        ends = [identity(_origin(entry)) for entry in document["inputs"]]
+        tuned = next((inner for name, _, _, inner in reversed(ends) if name != "zero-shot"), None)
+    sweep_file = path / "scores" / f"{suite}.sweep.json"
+    sweep: dict[float, Splits] = {}
+    if sweep_file.is_file():
+        curve = read_json(sweep_file)
+        if curve["definition"] != scores["definition"]:
+            raise RunError(
+                f"{sweep_file} was made with another definition of {suite} than {suite}.json. "
+                f"Make both again: perdure eval {path} --suite {suite} --sweep"
+            )
+        sweep = {float(entry["alpha"]): entry["splits"] for entry in curve["points"]}
+    status_file = path / "status.json"
+    status = read_json(status_file) if status_file.is_file() else {}
+    return Record(
+        path=path,
+        method=method,
+        alpha=alpha,
+        seed=seed,
+        settings=settings,
+        tuned=tuned,
+        suite=suite,
+        definition=str(scores["definition"]),
+        splits=scores["splits"],
+        sweep=sweep,
+        trainable=status.get("trainable"),
+        seconds=status.get("seconds"),
+    )
+
+
+def expand(paths: Sequence[Path]) -> list[Path]:
+    """Replace a directory of seeds (`seed-0`, `seed-1`, ...) by the runs in it.
+
+    Raises:
+        RunError: If a path is neither.
+    """
+    runs: list[Path] = []
+    for path in paths:
+        seeds = sorted(path.glob("seed-*"), key=lambda found: (len(found.name), found.name))
+        if (path / "recipe.yaml").is_file() or (path / "merge.yaml").is_file():
+            runs.append(path)
+        elif seeds:
+            runs.extend(seeds)
+        else:
+            reason = "does not exist" if not path.exists() else "has no recipe.yaml or merge.yaml"
+            near = hint(path.name, [found.name for found in path.parent.glob("*/")])
+            raise RunError(
+                f"{path} is not a run directory: it {reason}; {near}"
+                "name a directory written by perdure train or perdure merge."
+            )
+    return runs
+
+
+def hint(name: str, choices: Iterable[str]) -> str:
+    """Return the nearest valid name as a clause for the middle of a message, or ""."""
+    found = nearest(name, choices)
+    return f"{found} " if found else ""
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    """Read the recipe or merge document of a run."""
+    for name in ("recipe.yaml", "merge.yaml"):
+        file = path / name
+        if file.is_file():
+            document: Mapping[str, Any] = yaml.safe_load(file.read_text())
+            return document
+    raise RunError(f"{path} is not a run directory: it has no recipe.yaml or merge.yaml.")

@@ -21,12 +21,12 @@ Booleans = NDArray[np.bool_]
 class Reliability(NamedTuple):
     """Equal-width confidence bins, for reliability diagrams; each array has one entry per bin."""
 
-    size: NDArray[np.int64]
-    """Number of predictions in the bin"""
     confidence: NDArray[np.float64]
     """Mean confidence, nan where the bin is empty"""
     accuracy: NDArray[np.float64]
     """Share of correct predictions, nan where the bin is empty"""
+    size: NDArray[np.int64]
+    """Number of predictions in the bin"""
 
 
 def softmax(logits: Floats) -> Floats:
@@ -154,9 +154,9 @@ def reliability_bins(confidence: Floats, correct: Booleans, bins: int = 15) -> R
     size = np.bincount(bin_of, minlength=bins)
     some = np.where(size > 0, size, np.nan)
     return Reliability(
-        size.astype(np.int64),
         np.bincount(bin_of, confidence.astype(np.float64), bins) / some,
         np.bincount(bin_of, correct.astype(np.float64), bins) / some,
+        size.astype(np.int64),
     )
 
 

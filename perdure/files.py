@@ -1,4 +1,4 @@
-"""Atomic writing: a reader, or a resumed run, sees the old file or the new one, never half of one."""
+"""Atomic writing: whoever reads sees the old file or the new one, never half of one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,300 @@
+"""Recipe: one frozen value that fully determines a training run, and its YAML form."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard
+
+import yaml
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, core_schema
+
+from .documents import Table, find_recipe, override, read_document
+from .errors import RecipeError, nearest
+from .method import Method, parse_method
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _AsIs:
+    """Keeps pydantic from looking into a value that was parsed elsewhere."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.any_schema()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A part of a recipe; unknown keys are faults."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(_Table):
+    """Which pre-trained model, and where training starts."""
+
+    name: str
+    """"perdure-tiny", an open_clip architecture such as "ViT-B-16", "local-dir:PATH", ..."""
+    weights: str | None = None
+    """open_clip tag, such as "openai", or a file of weights"""
+    init: Path | None = None
+    """Run directory to start from instead, as in LP-FT; "{seed}" in it becomes the seed"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec(_Table):
+    """What to train on."""
+
+    name: str
+    root: Path | None = None
+    """Where the files are; embedded data need none"""
+    split: str = "train"
+    shots: Count | None = None
+    """Images per class; None for all"""
+    classes: str = "all"
+    """"all", or the name of a part that the data set defines, such as "base" """
+    templates: tuple[str, ...] | str | None = None
+    """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
+    augment: Literal["none", "flip-shift", "crop"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSpec(_Table):
+    """Optimiser and schedule, in optimiser steps."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive
+    head_lr: Positive | None = None
+    """Rate of the linear head; None for `lr`"""
+    weight_decay: NonNegative = 0.0
+    """Towards zero, not towards the pre-trained weights"""
+    decay: Literal["all", "matrices"] = "all"
+    """"matrices" spares biases, gains and all else with fewer than two dimensions"""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW"""
+    eps: Positive = 1e-8
+    """Of AdamW"""
+    momentum: NonNegative = 0.9
+    """Of SGD"""
+    batch_size: Count
+    """Global, over all processes"""
+    epochs: Count | None = None
+    steps: Count | None = None
+    """Length in optimiser steps, instead of epochs"""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the run in which the rate rises"""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps in which the rate rises, instead of a share"""
+    clip_norm: Positive | None = None
+    """Largest norm of the (unscaled) gradient; None, as published by TRACER, does not clip"""
+
+    def __post_init__(self) -> None:
+        """Refuse two answers, or none, to one question."""
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        if self.warmup and self.warmup_steps is not None:
+            raise ValueError("give warmup (a share) or warmup_steps, not both")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the length of the run in optimiser steps."""
+        return self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
+
+    def warmup_length(self, total_steps: int) -> int:
+        """Return the number of steps in which the rate rises."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return round(self.warmup * total_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateSpec(_Table):
+    """Accuracy during training, on data that no result is reported on."""
+
+    splits: tuple[str, ...] = ()
+    """Of the training data set; none switches validation off"""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Optimiser steps between two; 0 for the end of each epoch"""
+    select: Literal["last", "best"] = "last"
+    """Which weights the run delivers: the last, or those of the best mean accuracy over splits"""
+
+    def __post_init__(self) -> None:
+        """Refuse to choose the best of nothing."""
+        if self.select == "best" and not self.splits:
+            raise ValueError("select is 'best', which needs splits to be validated on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(_Table):
+    """How the run is carried out; apart from `precision` it does not change what is computed."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """"auto" takes a GPU if there is one"""
+    threads: Count | None = None
+    """Per process; None for 1 under torchrun and else the physical cores"""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load data; 0 loads in the training process"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the towers; weights, logits and losses are fp32 always"""
+    save_every: Count = 500
+    """Optimiser steps between resumable states"""
+    keep: bool = False
+    """Whether the resumable states stay when the run is finished"""
+    log_every: Count = 10
+    """Optimiser steps between lines of the log; only these wait for the device"""
+
+
+HOW = frozenset({"device", "threads", "workers", "save_every", "keep", "log_every"})
+"""Keys of `run` that may change when a run is resumed"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(_Table):
+    """A training run as a value."""
+
+    model: ModelSpec
+    data: DataSpec
+    method: Annotated[Method, _AsIs()]
+    optim: OptimSpec
+    validate: ValidateSpec = field(default_factory=ValidateSpec)
+    run: RunSpec = field(default_factory=RunSpec)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+def load_recipe(source: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as "optim.lr=3e-5".
+
+    Args:
+        source: A YAML file, or the name of a shipped recipe such as "emojishift/tracer".
+        overrides: Applied in order, values in YAML.
+
+    Raises:
+        RecipeError: Lists every problem at once with its key, the value found and what is allowed.
+    """
+    path = find_recipe(str(source))
+    table = override(read_document(path), overrides)
+    return parse_recipe(table, str(source))
+
+
+def parse_recipe(table: Table, source: str = "the recipe") -> Recipe:
+    """Turn a table of plain values into a recipe.
+
+    Raises:
+        RecipeError: Lists every problem at once.
+    """
+    faults: list[str] = []
+    method: Any = table.get("method")
+    if isinstance(method, dict):
+        try:
+            method = parse_method(method)
+        except RecipeError as error:
+            faults += str(error).splitlines()
+    elif method is not None:
+        faults.append(f"method: {method!r} is not a table; write 'method: {{name: tracer}}'")
+    parts = {**table, "method": method} if method else table
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(parts)
+    except ValidationError as error:
+        faults += _explain(error.errors())
+    if faults:
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        raise RecipeError(f"{source} has {len(faults)} fault{'s'[: len(faults) > 1]}:{lines}")
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the full YAML, defaults included; parsing it gives an equal recipe."""
+    return yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Return "key: old -> new" for every key that changes what is computed."""
+    before, after = _flat(plain(old)), _flat(plain(new))
+    keys = [key for key in before | after if key not in {f"run.{name}" for name in HOW}]
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def plain(value: Any) -> Any:
+    """Return a recipe, or a part of one, as dicts, lists, text and numbers.
+
+    A method becomes its options and its `name`, also inside another method.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [item.name for item in dataclasses.fields(value)]
+        options = {name: plain(getattr(value, name)) for name in names}
+        return {"name": value.name} | options if _is_method(value) else options
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _is_method(value: Any) -> TypeGuard[Method]:
+    return hasattr(value, "build")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    rows: dict[str, Any] = {}
+    for key, item in value.items():
+        rows |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return rows
+
+
+def _explain(errors: list[ErrorDetails]) -> list[str]:
+    """One line per key: its dotted path, what was found, what is allowed."""
+    lines: dict[str, str] = {}
+    for error in errors:
+        key, names = _locate(error["loc"])
+        found, kind = error["input"], error["type"]
+        message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+        if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
+            hint = nearest(key.rpartition(".")[2], names)
+            text = f"unknown key{'; ' + hint if hint else ''} Allowed: {', '.join(names)}."
+        elif kind == "missing":
+            text = "missing; it must be given."
+        elif kind == "value_error":
+            text = f"{message}."
+        else:
+            hint = nearest(str(found), re.findall(r"'([^']*)'", message))
+            text = f"{found!r} is not allowed; {message[:1].lower()}{message[1:]}. {hint}".rstrip()
+        lines[key] = f"{lines[key]} Or: {message}." if key in lines else f"{key}: {text}"
+    return list(lines.values())
+
+
+def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Return the dotted key without pydantic's names of union members, and the keys beside it."""
+    spec: Any = Recipe
+    path: list[str] = []
+    names: list[str] = []
+    for part in location:
+        if not dataclasses.is_dataclass(spec):
+            if isinstance(part, int):
+                path.append(str(part))
+            continue
+        names = [item.name for item in dataclasses.fields(spec)]
+        path.append(str(part))
+        spec = _PARTS.get(str(part)) if spec is Recipe else None
+    return ".".join(path), names
+
+
+_PARTS = {
+    "model": ModelSpec,
+    "data": DataSpec,
+    "optim": OptimSpec,
+    "validate": ValidateSpec,
+    "run": RunSpec,
+}

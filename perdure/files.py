@@ -17,7 +17,7 @@ UNFINISHED = ".unfinished-"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file path beside `path` that takes its place if the block succeeds.
 
     Raises:
@@ -36,13 +36,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place if the block succeeds.
 
     A directory that was at `path` before is removed once the new one is complete.
 
     Raises:
-        RunError: As in `replacing`.
+        RunError: As in `whole_file`.
     """
     temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
     outgoing = temporary.with_name(f"{temporary.name}-old")
@@ -67,9 +67,9 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically.
 
     Raises:
-        RunError: As in `replacing`.
+        RunError: As in `whole_file`.
     """
-    with replacing(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -77,7 +77,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused because JSON has neither.
 
     Raises:
-        RunError: As in `replacing`.
+        RunError: As in `whole_file`.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 

@@ -1,0 +1,128 @@
+"""What a model is fed: pixels on its scale, and token ids of a vocabulary that has a name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import TaskError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EMOJISHIFT_VOCABULARY = Path(__file__).parent / "assets" / "emojishift-bpe.txt.gz"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pixels become input of the image tower."""
+
+    size: int
+    """Side of the square image, in pixels"""
+    mean: tuple[float, float, float]
+    """Per channel, on the scale of 0 to 1"""
+    std: tuple[float, float, float]
+    """Per channel, on the scale of 0 to 1"""
+    interpolation: str = "bicubic"
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn images of `size`, uint8 (B, 3, H, W), into floats of about unit variance."""
+        pixels = images.float() / 255
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+class Tokenizer(Protocol):
+    """Texts to token ids (N, L), int64, padded with zeros."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens per text, L."""
+
+    @property
+    def vocabulary(self) -> str | None:
+        """What `OpenClipTokenizer` needs to build an equal one; None if it cannot."""
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Tokenise texts, cutting those that are too long, (N, L)."""
+
+
+class OpenClipTokenizer:
+    """A tokeniser of open_clip, by the name of its vocabulary.
+
+    Args:
+        vocabulary: "clip" (CLIP's byte pairs), "emojishift" (bundled, 1,200 merges),
+            "open_clip:NAME" (whatever open_clip uses for that architecture, which may need the
+            network), or a gzipped file of merges.
+        context_length: Tokens per text, with start and end.
+
+    Raises:
+        WeightsError: If there is no such vocabulary.
+    """
+
+    def __init__(self, vocabulary: str, context_length: int) -> None:
+        self.vocabulary = vocabulary
+        self.context_length = context_length
+        self._encode = _encoder(vocabulary, context_length)
+
+    @property
+    def size(self) -> int | None:
+        """Number of tokens; None if the tokeniser does not say."""
+        size = getattr(self._encode, "vocab_size", None)
+        return int(size) if size is not None else None
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Tokenise texts, (N, L)."""
+        tokens: Tensor = self._encode(list(texts))
+        return tokens
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OpenClipTokenizer:
+        """Return itself: nothing in it changes, and copying a vocabulary costs megabytes."""
+        return self
+
+
+def merges_file(vocabulary: str | None) -> Path | None:
+    """Return the file of merges a vocabulary was read from, if it is not one that has a name."""
+    named = vocabulary is None or vocabulary in ("clip", "emojishift")
+    if named or str(vocabulary).startswith("open_clip:"):
+        return None
+    return Path(str(vocabulary))
+
+
+def locate_vocabulary(recorded: str, directory: Path) -> str:
+    """Return a recorded vocabulary as `OpenClipTokenizer` takes it: files lie in `directory`."""
+    return recorded if merges_file(recorded) is None else str(directory / recorded)
+
+
+def fill(template: str, name: str) -> str:
+    """Return the template with the class name in the place of `{}`.
+
+    Raises:
+        TaskError: If the template has no such place.
+    """
+    if "{}" not in template:
+        raise TaskError(
+            f"the template {template!r} has no place for the class name; write it as '{{}}', "
+            "as in 'a photo of a {}'."
+        )
+    return template.replace("{}", name)
+
+
+def _encoder(vocabulary: str, context_length: int) -> Any:
+    if vocabulary.startswith("open_clip:"):
+        from open_clip import get_tokenizer
+
+        return get_tokenizer(vocabulary.removeprefix("open_clip:"), context_length=context_length)
+    from open_clip.tokenizer import SimpleTokenizer
+
+    if vocabulary == "clip":
+        return SimpleTokenizer(context_length=context_length)
+    path = EMOJISHIFT_VOCABULARY if vocabulary == "emojishift" else Path(vocabulary)
+    if not path.is_file():
+        raise WeightsError(
+            f"no vocabulary {vocabulary!r}; allowed are 'clip', 'emojishift', 'open_clip:NAME' and "
+            "the path of a gzipped file of merges."
+        )
+    return SimpleTokenizer(bpe_path=str(path), context_length=context_length)

@@ -1,0 +1,59 @@
+"""The base of every fine-tuning method at work."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from .batch import Batch, Step
+from .predictor import Predictor
+
+
+class Learner(nn.Module, ABC):
+    """A method at work. Everything it must remember is a parameter or a buffer.
+
+    `forward` is a function of (weights, batch, step) and the global random state. Data-parallel
+    wrappers wrap the whole learner, so no loss may be computed outside `forward`.
+
+    Args:
+        student: What trains; the learner may keep and change it.
+    """
+
+    student: Predictor
+
+    def __init__(self, student: Predictor) -> None:
+        super().__init__()
+        self.student = student
+
+    @abstractmethod
+    def forward(self, batch: Batch, step: int) -> Step:
+        """Compute the loss terms of optimiser step `step`, which counts from 1."""
+
+    def after_step(self, step: int) -> None:
+        """Update averages after optimiser step `step`; no gradients, no communication."""
+
+    def export(self) -> Predictor:
+        """Return an independent predictor, which the rest of the run cannot change."""
+        return self.student.copy()
+
+
+def train_only(student: nn.Module, *parts: nn.Module | nn.Parameter) -> None:
+    """Let exactly the parameters of `parts` train, and nothing else of the student."""
+    student.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module and all its parts into evaluation mode, and each back as it was."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training

@@ -1,0 +1,164 @@
+"""The one interface of a fine-tuning method, and the table of methods. Imports no torch.
+
+A method is a frozen dataclass of hyper-parameters that builds a `Learner`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from .errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from .learner import Learner as Learner
+    from .predictor import Predictor
+
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""A weight of a term; 0 switches it off."""
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A number without which nothing works."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A fraction in [0, 1]."""
+
+Count = Annotated[int, Field(ge=1)]
+"""A number of steps, at least one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a method may know about the run it is built for."""
+
+    total_steps: int
+    """Optimiser steps of the whole run, also when it is resumed"""
+    classes: tuple[str, ...]
+    """Training class names; empty in retrieval"""
+    templates: tuple[str, ...]
+    """Prompts of the class names, with `{}` for the name"""
+    zeroshot: Callable[[], Predictor]
+    """Builds the pristine pre-trained predictor, only if asked"""
+
+
+class Method(Protocol):
+    """Hyper-parameters of one method, frozen; its fields are the keys of `method` in a recipe."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    def build(self, student: Predictor, context: Context) -> Learner:
+        """Choose what trains, make heads, teachers and anchors; may keep and change `student`.
+
+        Raises:
+            TaskError: If the task lacks what the method needs, such as class names.
+        """
+
+
+class Entry(NamedTuple):
+    """A line of the table of methods."""
+
+    path: str
+    """"module:Class", imported on first use"""
+    summary: str
+    """One line for listings"""
+
+
+METHODS: dict[str, Entry] = {
+    "ft": Entry("perdure.methods.ft:Ft", "cross-entropy on image tower and head, or head alone"),
+    "l2sp": Entry("perdure.methods.l2sp:L2sp", "ft + squared distance to the starting weights"),
+    "flyp": Entry("perdure.methods.flyp:Flyp", "contrastive loss on class captions, both towers"),
+    "carot": Entry(
+        "perdure.methods.carot:Carot", "flyp + EMA teacher + orthogonal visual projection"
+    ),
+    "tracer": Entry(
+        "perdure.methods.tracer:Tracer", "flyp + distillation from a weighted average of the run"
+    ),
+}
+"""Every known method by its name in recipes; nothing in it is imported before it is used."""
+
+
+def register(name: str, target: str, summary: str) -> None:
+    """Make a method known under a name, so that recipes can use it.
+
+    Args:
+        name: Value of `name` under `method` in a recipe.
+        target: "module:Class" of a frozen dataclass that follows `Method`.
+        summary: One line for listings.
+
+    Raises:
+        RecipeError: If another method has this name.
+    """
+    entry = Entry(target, summary)
+    if METHODS.get(name, entry).path != target:
+        raise RecipeError(
+            f"the name {name!r} already belongs to {METHODS[name].path}; choose another name."
+        )
+    METHODS[name] = entry
+
+
+def method_class(name: str) -> type[Method]:
+    """Import and return the configuration class of a method.
+
+    Raises:
+        RecipeError: If there is no such method, or its class cannot be imported.
+    """
+    if name not in METHODS:
+        raise RecipeError(
+            f"method.name: no method {name!r}; {nearest(name, METHODS)} "
+            f"allowed: {', '.join(sorted(METHODS))}.".replace("  ", " ")
+        )
+    path = METHODS[name].path
+    module, _, attribute = path.partition(":")
+    try:
+        found: type[Method] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"method.name: {name!r} is registered as {path!r}, which cannot be imported: {error}. "
+            "Expected 'module:Class' of an installed package."
+        ) from error
+    return found
+
+
+def parse_method(table: Mapping[str, Any]) -> Method:
+    """Turn the `method` part of a recipe into its frozen configuration.
+
+    Args:
+        table: `name` and any of the method's fields; the rest takes the defaults.
+
+    Raises:
+        RecipeError: Lists every fault at once with its key, the value found and what is allowed.
+    """
+    values = dict(table)
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"method.name: found {name!r}; allowed: {', '.join(sorted(METHODS))}.")
+    cls = method_class(name)
+    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = [str(key) for key in values if key not in fields]
+    faults = [
+        f"method.{key}: {name} has no such key; "
+        + (nearest(key, fields) or f"allowed: {', '.join(fields) or 'none'}.")
+        for key in unknown
+    ]
+    known = {key: value for key, value in values.items() if key in fields}
+    try:
+        method: Method = TypeAdapter(cls).validate_python(known)
+    except ValidationError as error:
+        for fault in error.errors():
+            key = ".".join(str(part) for part in fault["loc"])
+            faults.append(f"method.{key}: found {fault['input']!r}; {fault['msg'].lower()}.")
+    if faults:
+        raise RecipeError("\n".join(faults))
+    return method
+
+
+def __getattr__(attribute: str) -> Any:
+    # `Learner` is a torch module; asking for it, and nothing else here, imports torch.
+    if attribute == "Learner":
+        return import_module("perdure.learner").Learner
+    raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}")

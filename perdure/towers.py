@@ -1,0 +1,143 @@
+"""What perdure must know about the inside of open_clip's towers; nothing else looks into them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import TaskError, WeightsError
+
+
+def build(model_config: Mapping[str, Any]) -> nn.Module:
+    """Build a CLIP with random weights from an open_clip `model_cfg`, without network.
+
+    Raises:
+        WeightsError: If the configuration is not one of a two-tower CLIP.
+    """
+    from open_clip import CLIP, CustomTextCLIP
+
+    config = copy.deepcopy(dict(model_config))
+    if "multimodal_cfg" in config:
+        raise WeightsError(
+            "the configuration has a multimodal decoder (CoCa); perdure fine-tunes two-tower "
+            "models, those with vision_cfg and text_cfg alone."
+        )
+    custom = config.pop("custom_text", False) or "hf_model_name" in config.get("text_cfg", {})
+    try:
+        config["vision_cfg"].pop("timm_model_pretrained", None)
+        config["text_cfg"].pop("hf_model_pretrained", None)
+        if "hf_model_name" in config["text_cfg"]:
+            config["text_cfg"]["hf_model_pretrained"] = False
+        model: nn.Module = (CustomTextCLIP if custom else CLIP)(**config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"cannot build a CLIP from this configuration: {error}; expected open_clip's "
+            "model_cfg with embed_dim, vision_cfg and text_cfg."
+        ) from error
+    return model
+
+
+def text_tower(clip: nn.Module) -> nn.Module:
+    """Return the module that holds the text tower: open_clip's CLIP keeps its parts itself."""
+    text = getattr(clip, "text", None)
+    return text if isinstance(text, nn.Module) else clip
+
+
+def trim(clip: nn.Module, tokens: Tensor) -> Tensor:
+    """Cut tokens (N, L) behind the longest text, where that changes no embedding.
+
+    Exact where attention is causal and the embedding is read at the end-of-text token: what
+    follows it is never seen. Other towers get their tokens back unchanged. Waits for the device
+    that holds `tokens`.
+    """
+    text = text_tower(clip)
+    pool = _pool(text)
+    if pool is None or tokens.numel() == 0:
+        return tokens
+    ids = tokens if pool == "argmax" else (tokens == _end_id(text)).int()
+    return tokens[:, : int(ids.argmax(dim=-1).max()) + 1]
+
+
+def encode_text(clip: Any, tokens: Tensor) -> Tensor:
+    """Embed tokens (N, L'), where L' may be shorter than the context length, (N, D).
+
+    Embeddings are not normalised.
+    """
+    text: Any = text_tower(clip)
+    length = tokens.shape[1]
+    if _pool(text) is None or length == text.positional_embedding.shape[0]:
+        features: Tensor = clip.encode_text(tokens)
+        return features
+    # open_clip adds the whole positional embedding and mask; these are its steps on their start.
+    dtype = text.transformer.get_cast_dtype()
+    x = text.token_embedding(tokens).to(dtype) + text.positional_embedding[:length].to(dtype)
+    x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+    x = text.ln_final(x)
+    ids = tokens if _pool(text) == "argmax" else (tokens == _end_id(text)).int()
+    x = x[torch.arange(x.shape[0], device=x.device), ids.argmax(dim=-1)]
+    projection = text.text_projection
+    if projection is not None:
+        x = projection(x) if isinstance(projection, nn.Module) else x @ projection
+    embedded: Tensor = x
+    return embedded
+
+
+def visual_projection(clip: nn.Module) -> Tensor:
+    """Return the live matrix that ends the image tower, (width, D).
+
+    Raises:
+        TaskError: If the tower does not end in one linear map.
+    """
+    visual = clip.visual
+    projection = getattr(visual, "proj", None)
+    if isinstance(projection, Tensor):
+        return projection
+    # ResNets of CLIP end in an attention pool; its output layer is stored as (D, width).
+    for path in ("attnpool.c_proj", "head.proj"):
+        layer: Any = visual
+        for part in path.split("."):
+            layer = getattr(layer, part, None)
+        if isinstance(layer, nn.Linear):
+            return layer.weight.T
+    raise TaskError(
+        f"the image tower ({type(visual).__name__}) does not end in one linear map, so its "
+        "projection cannot be regularised; set cross_norm_weight and orthogonality_weight to 0."
+    )
+
+
+def text_projection(clip: nn.Module) -> Tensor:
+    """Return the live matrix that ends the text tower, (width, D).
+
+    Raises:
+        TaskError: If the tower does not end in one linear map.
+    """
+    projection = getattr(text_tower(clip), "text_projection", None)
+    if isinstance(projection, Tensor):
+        return projection
+    if isinstance(projection, nn.Linear):
+        return projection.weight.T
+    raise TaskError(
+        "the text tower does not end in one linear map, so its projection cannot be regularised; "
+        "set cross_norm_weight to 0."
+    )
+
+
+def _pool(text: nn.Module) -> str | None:
+    """Return how a causal tower reads its end-of-text token; None for every other tower."""
+    parts = ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
+    if any(getattr(text, part, None) is None for part in parts):
+        return None
+    if getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
+        return None
+    if getattr(text, "output_tokens", False) or not hasattr(text, "text_projection"):
+        return None
+    pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+    return pool if pool in ("argmax", "eos") else None
+
+
+def _end_id(text: nn.Module) -> int:
+    return int(getattr(text, "text_eos_id", getattr(text, "eos_id", 0)))

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import replacing
+from ..files import whole_file
 
 TILE, GAP, LABEL = 80, 4, 150
 """Pixels: height of a picture, space between pictures, width of the row's name"""
@@ -41,6 +41,6 @@ def write_sheet(rows: Mapping[str, Tensor], out: Path) -> Path:
             width = round(TILE * picture.width / picture.height)
             sheet.paste(picture.resize((width, TILE), Image.Resampling.NEAREST), (left, top))
             left += width + GAP
-    with replacing(out) as temporary:
+    with whole_file(out) as temporary:
         sheet.save(temporary, "PNG")
     return out

@@ -48,7 +48,7 @@ def find_recipe(name: str, directory: Path = Path()) -> Path:
     hint = nearest(bare, shipped) or nearest(bare, {short.split("/")[-1] for short in shipped})
     raise RecipeError(
         f"there is no recipe {name!r}: neither a file {path} nor a shipped recipe. "
-        f"{hint.capitalize() or 'See `perdure list recipes` for the shipped ones.'}"
+        f"{hint or 'See `perdure list recipes` for the shipped ones.'}"
     )
 
 

@@ -1,0 +1,1 @@
+"""Where images, labels and captions come from, and in which order."""

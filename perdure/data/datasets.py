@@ -1,0 +1,121 @@
+"""Data sets by name: labelled images with class names, and the prompts that suit them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import DataError, nearest
+
+if TYPE_CHECKING:  # listing data sets must not import torch
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class Dataset(Protocol):
+    """Labelled images. Whatever is random in them is fixed when the data set is opened."""
+
+    @property
+    def name(self) -> str:
+        """As in recipes."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,), index into `classes`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names as they stand in prompts."""
+
+    def __len__(self) -> int:
+        """Return the number of images, N."""
+
+    def image(self, index: int) -> Tensor:
+        """Return one image, (3, H, W), uint8; callers do not change it."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the data sets of one name are opened. Targets are "module:attribute"."""
+
+    opener: str
+    """Called as opener(split, root=..., seed=..., shots=..., classes=...), or without `root`"""
+    templates: str
+    """A tuple of prompts with {} for the class name"""
+    embedded: bool = False
+    """Whether the data come with perdure, so that there is no `root`"""
+
+
+DATASETS: dict[str, Reader] = {
+    "emojishift": Reader(
+        "perdure.data.emojishift:open_emojishift",
+        "perdure.data.captions:TEMPLATES",
+        embedded=True,
+    ),
+}
+"""Every known data set by its name in recipes and suites; imported on first use."""
+
+
+def open_dataset(
+    name: str,
+    split: str,
+    root: Path | None = None,
+    *,
+    seed: int = 0,
+    shots: int | None = None,
+    classes: str = "all",
+) -> Dataset:
+    """Open a split of a data set.
+
+    Args:
+        name: One of `DATASETS`.
+        split: As the data set calls it.
+        root: Directory of the files; None for embedded data.
+        seed: Of whatever the data set draws: few-shot subsets, rendered training images.
+        shots: Images per class; None for all.
+        classes: "all", or the name of a part that the data set defines, such as "base".
+
+    Raises:
+        DataError: If name, split or part are unknown, or files are missing under `root`.
+    """
+    reader = _reader(name)
+    options: dict[str, Any] = {"seed": seed, "shots": shots, "classes": classes}
+    if reader.embedded:
+        if root is not None:
+            raise DataError(
+                f"{name} comes with perdure, but data.root is {str(root)!r}; leave data.root away."
+            )
+    else:
+        if root is None:
+            raise DataError(f"{name} needs the directory of its files; set data.root.")
+        options["root"] = root.expanduser()
+    opener: Callable[..., Dataset] = _target(reader.opener)
+    return opener(split, **options)
+
+
+def templates_for(name: str) -> tuple[str, ...]:
+    """Return the prompts that suit a data set, each with {} for the class name.
+
+    Raises:
+        DataError: If there is no such data set.
+    """
+    templates: tuple[str, ...] = _target(_reader(name).templates)
+    return templates
+
+
+def _reader(name: str) -> Reader:
+    if name not in DATASETS:
+        known = ", ".join(DATASETS)
+        raise DataError(
+            f"there is no data set {name!r}. Known: {known}. {nearest(name, DATASETS)}".rstrip()
+        )
+    return DATASETS[name]
+
+
+def _target(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)

@@ -59,7 +59,13 @@ def model_config(vocabulary_size: int) -> dict[str, Any]:
                 "layers": 2,
             },
         },
-        "preprocess_cfg": {"mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic"},
+        "preprocess_cfg": {
+            "size": CANVAS,
+            "mean": [MEAN] * 3,
+            "std": [STD] * 3,
+            "interpolation": "bicubic",
+        },
+        "perdure": {"vocabulary": "emojishift", "context_length": CONTEXT},
     }
 
 

@@ -144,6 +144,18 @@ class Predictor(nn.Module):
         """Score images (B, 3, H, W) against class weights (C, D): scale times cosine, (B, C)."""
         return _linear(self.encode_image(images), self.scale * classifier)
 
+    def head_logits(self, features: Tensor) -> Tensor:
+        """Score unit rows (B, D) with the head, (B, C) in float32.
+
+        Raises:
+            TaskError: If there is no head.
+        """
+        if self.head is None:
+            raise TaskError(
+                "this predictor has no linear head; call set_head first, or score with logits_fn."
+            )
+        return _linear(features, self.head.weight, self.head.bias)
+
     @torch.no_grad()
     def logits_fn(
         self, names: Sequence[str], templates: Sequence[str]

@@ -157,7 +157,7 @@ def read(path: Path, suite: str | None = None) -> Record:
     Raises:
         RunError: If the directory is no run, was not evaluated, or was evaluated on several suites.
     """
-    document = _document(path)
+    document = document(path)
     found = sorted(
         file.stem for file in (path / "scores").glob("*.json") if not file.stem.endswith(".sweep")
     )
@@ -237,7 +237,7 @@ def hint(name: str, choices: Iterable[str]) -> str:
     return f"{found} " if found else ""
 
 
-def _document(path: Path) -> Mapping[str, Any]:
+def document(path: Path) -> Mapping[str, Any]:
     """Read the recipe or merge document of a run."""
     for name in ("recipe.yaml", "merge.yaml"):
         file = path / name

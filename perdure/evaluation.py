@@ -1,0 +1,236 @@
+"""Score predictors on suites: gather whole arrays first, then compute every metric once.
+
+No metric is averaged over batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import metrics
+from .data.datasets import templates_for
+from .data.suites import Suite
+from .data.suites import suite as find_suite
+from .files import whole_file, write_json
+from .prediction import (
+    How,
+    Moves,
+    Outputs,
+    Progress,
+    gather,
+    open_suite,
+    open_validation,
+    stay,
+)
+from .prediction import predict as predict
+from .predictor import Predictor
+from .runtime import Runtime
+from .subjects import Subject, find
+
+if TYPE_CHECKING:
+    from .run import Run
+
+FORMAT = 1
+"""Version of score files; raised when an older reader would misunderstand them."""
+
+
+class Outcomes(NamedTuple):
+    """What is kept per image, for paired comparisons and reliability diagrams."""
+
+    label: NDArray[np.int64]
+    """(N,)"""
+    prediction: NDArray[np.int64]
+    """(N,)"""
+    confidence: NDArray[np.float32]
+    """(N,), largest class probability"""
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each prediction is right, (N,)."""
+        right: NDArray[np.bool_] = self.label == self.prediction
+        return right
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of evaluating one predictor on one suite; shares in [0, 1]."""
+
+    suite: str
+    conditions: Mapping[str, Any]
+    """Subject, seed, and hashes of what the numbers depend on"""
+    splits: Mapping[str, Mapping[str, Any]]
+    """Split name to metric name to value; also role, task and n"""
+    outcomes: Mapping[str, Outcomes] = field(repr=False)
+
+    def __getitem__(self, split: str) -> Mapping[str, Any]:
+        """Return the metrics of one split."""
+        return self.splits[split]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a score file holds."""
+        return {"format": FORMAT, "suite": self.suite, **self.conditions, "splits": self.splits}
+
+    def write(self, directory: Path) -> Path:
+        """Write `<suite>.outcomes.npz` and then `<suite>.json`, each whole or not at all."""
+        arrays = {
+            f"{name}/{part}": values
+            for name, outcomes in self.outcomes.items()
+            for part, values in outcomes._asdict().items()
+        }
+        with (
+            whole_file(directory / f"{self.suite}.outcomes.npz") as temporary,
+            temporary.open("wb") as file,
+        ):
+            np.savez_compressed(file, **arrays)
+        path = directory / f"{self.suite}.json"
+        write_json(path, self.to_dict())
+        return path
+
+
+def evaluate(
+    subject: Predictor | Run | Path | str,
+    suite: Suite | str = "emojishift",
+    *,
+    temperature: bool = False,
+    root: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 256,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score every split of a suite, and write the scores into the run if the subject is one.
+
+    Args:
+        subject: A predictor, a run, a run directory, or the name of a model.
+        suite: Which splits.
+        temperature: Also fit a temperature on the task's `val` split, and report calibration after
+            it as `ece_scaled` and `nll_scaled`.
+        root: Directory of the data; None for embedded data.
+        limit: At most so many images per split, spread evenly; all by default. Scores of different
+            numbers of images are never compared.
+        batch_size: Images per forward pass; no result depends on it.
+        runtime: Device and processes, between which images are divided; the predictor's own device
+            and this process by default.
+        progress: Told about finished images.
+
+    Raises:
+        DataError: If the suite is unknown, or its data are not under `root`.
+        RunError: If the run is not finished.
+        WeightsError: If the model is unknown, or its logits are not finite.
+    """
+    suite = find_suite(suite) if isinstance(suite, str) else suite  # before minutes of loading
+    if isinstance(subject, Predictor):
+        found, predictor = Subject("predictor"), subject
+    else:
+        found = find(subject if isinstance(subject, (str, Path)) else subject.path)
+        predictor = found.predictor()
+    how = How(root=root, limit=limit, batch_size=batch_size, runtime=runtime, progress=progress)
+    conditions = {"subject": found.name, "seed": found.seed()}
+    scores = evaluate_points(
+        predictor, {0.0: stay}, suite, how, conditions=conditions, temperature=temperature
+    )[0.0]
+    if found.run is not None and (runtime is None or runtime.is_main):
+        scores.write(found.run / "scores")
+    return scores
+
+
+def evaluate_points(
+    predictor: Predictor,
+    moves: Moves,
+    suite: Suite,
+    how: How,
+    *,
+    conditions: Mapping[str, Any],
+    temperature: bool = False,
+) -> dict[float, Scores]:
+    """Score a suite with several settings of a predictor's weights, decoding every image once.
+
+    Args:
+        predictor: Its weights are moved in place.
+        moves: Positions and how to get there.
+        suite: Which splits.
+        how: Data, device, number of images.
+        conditions: What the scores say about their subject.
+        temperature: As in `evaluate`.
+
+    Raises:
+        DataError: If data are missing.
+        WeightsError: If a logit is not finite.
+    """
+    units = list(open_suite(suite, how))
+    fitted: dict[float, float] = {}
+    if temperature:
+        for position, outputs in gather(predictor, moves, open_validation(suite, how), how).items():
+            fitted[position] = metrics.fit_temperature(*outputs)
+    splits: dict[float, dict[str, dict[str, Any]]] = {position: {} for position in moves}
+    outcomes: dict[float, dict[str, Outcomes]] = {position: {} for position in moves}
+    for split, unit in units:
+        for position, outputs in gather(predictor, moves, unit, how).items():
+            splits[position][split.name] = {
+                "role": split.role,
+                "task": split.task,
+                "metric": "accuracy",
+                "classes_sha256": _hash(unit.dataset.classes),
+                "classifier": "head" if set(unit.names) <= set(predictor.classes) else "text",
+                **measure(outputs, fitted.get(position)),
+            }
+            confidence = metrics.softmax(outputs.logits).max(axis=1)
+            outcomes[position][split.name] = Outcomes(
+                outputs.labels, outputs.logits.argmax(axis=1), confidence.astype(np.float32)
+            )
+    common = {
+        "definition": suite.definition,
+        "templates_sha256": _hash(templates_for(suite.templates)),
+        "transform": asdict(predictor.preprocess),
+    }
+    return {
+        position: Scores(
+            suite.name,
+            {**conditions, **common, "temperature": fitted.get(position)},
+            splits[position],
+            outcomes[position],
+        )
+        for position in moves
+    }
+
+
+def measure(outputs: Outputs, temperature: float | None = None) -> dict[str, Any]:
+    """Return every classification metric of one split, shares in [0, 1].
+
+    Args:
+        outputs: Whole arrays.
+        temperature: Divides the logits for `ece_scaled` and `nll_scaled`; left out where None.
+    """
+    logits, labels = outputs
+    values: dict[str, Any] = {
+        "n": len(labels),
+        "accuracy": metrics.top1(logits, labels),
+        "interval": list(metrics.bootstrap_interval(logits.argmax(axis=1) == labels)),
+        "macro_f1": metrics.macro_f1(logits, labels),
+        "ece": metrics.ece(logits, labels),
+        "ece10": metrics.ece(logits, labels, bins=10),
+        "nll": metrics.nll(logits, labels),
+        "brier": metrics.brier(logits, labels),
+    }
+    if temperature is not None:
+        scaled = logits / np.float32(temperature)
+        values["ece_scaled"] = metrics.ece(scaled, labels)
+        values["nll_scaled"] = metrics.nll(scaled, labels)
+    return values
+
+
+def images_in(suite: Suite, how: How, *, temperature: bool = False) -> int:
+    """Return how many images an evaluation looks at, for progress bars."""
+    extra = len(open_validation(suite, how).dataset) if temperature else 0
+    return extra + sum(len(unit.dataset) for _, unit in open_suite(suite, how))
+
+
+def _hash(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]

@@ -1,0 +1,221 @@
+"""Run predictors over data sets: whole arrays of float32 logits, in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .data.datasets import Dataset, open_dataset, templates_for
+from .data.loading import eval_batches
+from .data.suites import Split, Suite
+from .errors import DataError, WeightsError
+from .predictor import Predictor
+from .runtime import Runtime
+
+Progress = Callable[[int], None]
+"""Called with the number of images scored since the last call; once per model and image."""
+
+Moves = Mapping[float, Callable[[], None]]
+"""Position on a curve to a function that moves a predictor's weights there, in place."""
+
+
+class Outputs(NamedTuple):
+    """Everything classification metrics need, on the host."""
+
+    logits: NDArray[np.float32]
+    """(N, C)"""
+    labels: NDArray[np.int64]
+    """(N,)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How an evaluation is carried out; apart from `limit` it changes no result."""
+
+    root: Path | None = None
+    """Directory of the data; None for embedded data"""
+    limit: int | None = None
+    """At most so many images per split, spread evenly over it; None for all"""
+    batch_size: int = 256
+    """Images per forward pass"""
+    runtime: Runtime | None = None
+    """Device and processes, between which images are divided; None for the predictor's device"""
+    progress: Progress | None = None
+    """Told about finished images"""
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """An opened data set and how to classify it."""
+
+    dataset: Dataset
+    templates: tuple[str, ...]
+    """Prompts of the class names"""
+    names: tuple[str, ...]
+    """Classes of the classifier"""
+    columns: Sequence[Sequence[int]] | None = None
+    """Per class of the data set, the names whose maximum is its logit; one each where None"""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some images of a data set, in their order."""
+
+    whole: Dataset
+    indices: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """As the whole."""
+        return self.whole.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """As the whole."""
+        return self.whole.classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,), index into `classes`."""
+        return self.whole.labels[self.indices]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.indices)
+
+    def image(self, index: int) -> Tensor:
+        """Return one image, (3, H, W), uint8."""
+        return self.whole.image(int(self.indices[index]))
+
+
+def spread(dataset: Dataset, limit: int | None) -> Dataset:
+    """Return at most `limit` images of a data set, evenly spread over its order."""
+    if limit is None or limit >= len(dataset):
+        return dataset
+    if limit < 1:
+        raise DataError(f"the limit is {limit} images per split; it must be at least 1.")
+    return Part(dataset, np.linspace(0, len(dataset) - 1, limit).round().astype(np.int64))
+
+
+def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
+    """Open every split of a suite.
+
+    Raises:
+        DataError: If data are missing.
+    """
+    templates = templates_for(suite.templates)
+    inside: tuple[str, ...] = ()
+    for split in suite.splits:
+        dataset = open_dataset(split.dataset, split.split, how.root, classes=split.classes)
+        if split.role == "id":
+            inside = dataset.classes
+        names = dataset.classes if split.columns is None else inside
+        yield split, Unit(spread(dataset, how.limit), templates, names, split.columns)
+
+
+def open_validation(suite: Suite, how: How) -> Unit:
+    """Open the validation images of a suite's task, on which no score is reported.
+
+    Raises:
+        DataError: If the suite has no split of the task itself.
+    """
+    inside = next((split for split in suite.splits if split.role in ("id", "base")), None)
+    if inside is None:
+        raise DataError(
+            f"suite {suite.name} has no split of the task itself, so no temperature can be fitted; "
+            "leave temperature away."
+        )
+    dataset = open_dataset(inside.dataset, "val", how.root, classes=inside.classes)
+    return Unit(spread(dataset, how.limit), templates_for(suite.templates), dataset.classes)
+
+
+def predict(
+    predictor: Predictor,
+    dataset: Dataset,
+    templates: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    columns: Sequence[Sequence[int]] | None = None,
+    batch_size: int = 256,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> Outputs:
+    """Score a data set in its own order.
+
+    Args:
+        predictor: Scores with its head if that was trained on all names, else with its text tower.
+        dataset: Images and labels.
+        templates: Prompts of the class names.
+        names: Classes of the classifier; those of the data set by default.
+        columns: Per class of the data set, the names whose maximum is its logit; one each where
+            None.
+        batch_size: Images per forward pass; no result depends on it.
+        runtime: Device and processes; the predictor's own device and this process by default.
+        progress: Told about finished images.
+
+    Raises:
+        WeightsError: If a logit is not finite.
+    """
+    unit = Unit(dataset, tuple(templates), tuple(names or dataset.classes), columns)
+    how = How(batch_size=batch_size, runtime=runtime, progress=progress)
+    return gather(predictor, {0.0: stay}, unit, how)[0.0]
+
+
+def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[float, Outputs]:
+    """Score one data set with several settings of a predictor's weights.
+
+    Every image is decoded once, whatever the number of settings.
+
+    Raises:
+        WeightsError: If a logit is not finite.
+    """
+    runtime = how.runtime
+    place: dict[str, Any] = {"device": predictor.device}
+    if runtime is not None:
+        place = {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
+        predictor.to(runtime.device)
+    scorers = {}
+    for position, move in moves.items():
+        move()
+        scorers[position] = predictor.logits_fn(unit.names, unit.templates)
+    parts: dict[float, list[Tensor]] = {position: [] for position in moves}
+    for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
+        for position, move in moves.items():
+            move()
+            parts[position].append(_select(scorers[position](images).float(), unit.columns))
+            if how.progress is not None:
+                how.progress(len(images))
+    return {
+        position: Outputs(_host(rows, runtime), unit.dataset.labels)
+        for position, rows in parts.items()
+    }
+
+
+def stay() -> None:
+    """Leave the weights where they are."""
+
+
+def _select(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:
+    """Give every class the largest logit of its columns."""
+    if columns is None:
+        return logits
+    return torch.stack([logits[:, list(own)].amax(dim=1) for own in columns], dim=1)
+
+
+def _host(rows: Sequence[Tensor], runtime: Runtime | None) -> NDArray[np.float32]:
+    """Join batches, and the parts of all processes, into one finite array."""
+    joined = torch.cat(list(rows))
+    logits = joined.cpu().numpy() if runtime is None else runtime.to_host(joined)
+    if not np.isfinite(logits).all():
+        raise WeightsError(
+            "some logits are not finite, so the model cannot be scored. Its weights are damaged or "
+            "its training diverged; look at the loss in log.jsonl."
+        )
+    return logits.astype(np.float32, copy=False)

@@ -1,0 +1,110 @@
+"""What a command line can evaluate or merge: a run directory, or a model by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RunError
+from .records import document, hint, identity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A predictor that exists outside memory; nothing is loaded before `predictor`."""
+
+    name: str
+    """As given"""
+    weights: str | None = None
+    """Tag or file of weights, for an architecture"""
+    run: Path | None = None
+    """Run directory, if it is one"""
+
+    def predictor(self) -> Predictor:
+        """Load the predictor, on the CPU, as plain CLIP without added modules.
+
+        Raises:
+            RunError: If a run is not finished.
+            WeightsError: If the model is unknown or its files are damaged.
+        """
+        if self.run is None:
+            from .zoo import load
+
+            return load(self.name, self.weights)
+        from .run import Run
+
+        return Run(self.run).predictor().fold()
+
+    def origin(self) -> dict[str, Any]:
+        """Return what `merge.yaml` records of this input, without hash: where it came from."""
+        entry: dict[str, Any] = {"subject": self.name}
+        if self.run is not None:
+            found = document(self.run)
+            entry["merge" if "kind" in found else "recipe"] = dict(found)
+        elif self.weights is not None:
+            entry["weights"] = self.weights
+        return entry
+
+    def seed(self) -> int | None:
+        """Return the seed of the run, where it has one."""
+        return None if self.run is None else identity(document(self.run))[2]
+
+
+def find(name: str | Path, weights: str | None = None) -> Subject:
+    """Return what a name stands for.
+
+    Args:
+        name: A run directory, a bundled model, or anything `perdure.zoo.load` knows.
+        weights: Tag or file of weights, where `name` is an architecture.
+
+    Raises:
+        RunError: If it is a path at which there is nothing, or a directory of several runs.
+    """
+    path = Path(name)
+    if (path / "recipe.yaml").is_file() or (path / "merge.yaml").is_file():
+        return Subject(str(name), run=path)
+    seeds = sorted(found.name for found in path.glob("seed-*"))
+    if seeds:
+        raise RunError(
+            f"{path} holds several runs ({', '.join(seeds)}); name one of them, "
+            f"such as {path / seeds[0]}."
+        )
+    beside = path.parent
+    if not path.exists() and beside.is_dir() and beside not in (Path(), Path("/")):
+        near = hint(path.name, [found.name for found in beside.glob("*/")])
+        raise RunError(
+            f"{path} does not exist; {near}name a run directory, a bundled model "
+            "(perdure list models) or an open_clip name such as ViT-B-16/openai."
+        )
+    return Subject(str(name), weights)
+
+
+def sha256_of(subject: Subject, predictor: Predictor) -> str:
+    """Return the hash of a run's `predictor.safetensors`, or of a named model's tensors."""
+    if subject.run is None:
+        return hash_of_weights(predictor.state_dict())
+    digest = hashlib.sha256()
+    with (subject.run / "predictor" / "predictor.safetensors").open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return a hash of the names, types, shapes and values of tensors."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""Score the whole line of weights between a zero-shot model and a fine-tuned one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .data.suites import Suite
+from .data.suites import suite as find_suite
+from .errors import RunError, WeightsError
+from .evaluation import Scores, evaluate_points
+from .files import write_json
+from .merging import wise_ft
+from .prediction import How
+from .predictor import Predictor
+from .records import document
+from .subjects import find
+from .weights import lerp
+
+ALPHAS = tuple(step / 8 for step in range(9))
+"""0, 0.125, ..., 1: where curves are drawn and compared"""
+
+
+def sweep(
+    zero_shot: Predictor,
+    tuned: Predictor,
+    suite: Suite | str = "emojishift",
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    how: How | None = None,
+    seed: int | None = None,
+) -> dict[float, Scores]:
+    """Score (1 - alpha) zero-shot + alpha tuned for every alpha, decoding every image once.
+
+    Args:
+        zero_shot: The start of the fine-tuning; gets the zero-shot head if `tuned` has a head.
+        tuned: Its end.
+        suite: Which splits.
+        alphas: Shares of the tuned weights, in [0, 1].
+        how: Data, device, number of images; all embedded images by default.
+        seed: Of the fine-tuning, for the record.
+
+    Raises:
+        WeightsError: If an alpha is out of range, or the ends do not fit together.
+    """
+    suite = find_suite(suite) if isinstance(suite, str) else suite
+    wrong = [alpha for alpha in alphas if not 0.0 <= alpha <= 1.0]
+    if wrong or not alphas:
+        raise WeightsError(
+            f"alphas are {list(alphas)}; give at least one, each in [0, 1]: "
+            "0 is zero-shot, 1 the fine-tuned model."
+        )
+    if how is not None and how.runtime is not None:
+        zero_shot, tuned = (end.to(how.runtime.device) for end in (zero_shot, tuned))
+    # The ends may have been given heads, so they are taken from the merge, not from the arguments.
+    moving = wise_ft(zero_shot, tuned, 0.0)
+    start = {name: value.clone() for name, value in moving.state_dict().items()}
+    end = wise_ft(zero_shot, tuned, 1.0).state_dict()
+
+    def move_to(alpha: float) -> Callable[[], None]:
+        def move() -> None:
+            moving.load_state_dict(lerp(start, end, alpha))
+
+        return move
+
+    moves = {alpha: move_to(alpha) for alpha in alphas}
+    conditions = {"subject": f"{zero_shot.source.name} to tuned", "seed": seed}
+    return evaluate_points(moving, moves, suite, how or How(), conditions=conditions)
+
+
+def sweep_run(
+    run: Path | str,
+    suite: Suite | str = "emojishift",
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    how: How | None = None,
+) -> dict[float, Scores]:
+    """Score the line from a run's pre-trained model to the run; write `<suite>.sweep.json`.
+
+    Raises:
+        RunError: If it is no finished training run.
+        WeightsError: As `sweep`.
+    """
+    from .zoo import load
+
+    suite = find_suite(suite) if isinstance(suite, str) else suite
+    subject = find(run)
+    recipe = None if subject.run is None else document(subject.run)
+    if subject.run is None or recipe is None or "method" not in recipe:
+        raise RunError(
+            f"{run} is not a training run, so it has no line to its pre-trained model. "
+            "Sweep the run that was trained, or merge two models: perdure merge wise-ft A B."
+        )
+    tuned = subject.predictor()
+    model = recipe["model"]
+    zero_shot = load(model["name"], model.get("weights"))
+    found = sweep(zero_shot, tuned, suite, alphas=alphas, how=how, seed=subject.seed())
+    if how is None or how.runtime is None or how.runtime.is_main:
+        first = next(iter(found.values())).to_dict()
+        del first["splits"]
+        points = [{"alpha": alpha, "splits": scores.splits} for alpha, scores in found.items()]
+        record = {**first, "subject": subject.name, "points": points}
+        write_json(subject.run / "scores" / f"{suite.name}.sweep.json", record)
+    return found

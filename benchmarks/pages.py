@@ -63,7 +63,7 @@ def zero_shot() -> str:
         cells = []
         for split in splits:
             entry = values[split]
-            unseen = "–" if entry["unseen"] is None else f"{100 * entry['unseen']:.1f}"
+            unseen = "-" if entry["unseen"] is None else f"{100 * entry['unseen']:.1f}"
             whole, seen = 100 * entry["accuracy"], 100 * entry["seen"]
             cells.append(f"{whole:.1f} ({seen:.1f} / {unseen})")
         lines.append(f"| {checkpoint} | " + " | ".join(cells) + " |")

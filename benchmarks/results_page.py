@@ -1,0 +1,349 @@
+"""Turn the finished runs below `runs/results` into `docs/results.md`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perdure.comparison import Curve, Point, Reading, at_equal_id, over_seeds
+from perdure.data.emojishift import VERSION
+from perdure.records import Record, point, read, summary
+from perdure.tables import cell, table
+
+from .experiments import PLANS, ROOT, SECOND, SUITE, Choice
+
+SHIFTS = ("v2", "rendition", "sketch", "hard", "corrupt")
+TARGETS = (0.65, 0.70, 0.75)
+DRAWS = 2000
+LABELS = {
+    "zero-shot": "zero-shot", "ft": "FT", "lp": "LP", "lp-ft": "LP-FT", "l2sp": "L2-SP",
+    "flyp": "FLYP", "carot": "CaRot", "static-sd": "static SD", "ema-sd": "EMA-SD",
+    "wma-sd": "WMA-SD", "tracer": "TRACER",
+}  # fmt: skip
+
+
+class Runs:
+    """The seeds of one method at one rate on one checkpoint."""
+
+    def __init__(self, checkpoint: str, name: str, rate: float) -> None:
+        folder = ROOT / checkpoint / name / f"{rate:g}"
+        ready = [
+            path for path in sorted(folder.glob("seed-*"))
+            if (path / "scores" / f"{SUITE}.json").is_file()
+        ]  # fmt: skip
+        self.name, self.rate = name, rate
+        self.records: list[Record] = [read(path, SUITE) for path in ready]
+
+    def word(self, word: str) -> Reading:
+        """Average one of the words of `perdure.reporting` over seeds."""
+        return over_seeds([summary(record.splits)[word] for record in self.records])
+
+    def split(self, split: str) -> Reading:
+        """Average the accuracy on one split over seeds."""
+        return over_seeds([record.splits[split]["accuracy"] for record in self.records])
+
+    def curves(self) -> list[Curve]:
+        """Return the curve over alpha of every seed."""
+        return [
+            Curve(
+                self.name,
+                record.seed,
+                tuple(point(alpha, splits) for alpha, splits in sorted(record.sweep.items())),
+            )
+            for record in self.records
+            if record.sweep
+        ]
+
+    def at_alpha(self, alpha: float, word: str) -> Reading:
+        """Average a word over seeds at one alpha."""
+        return over_seeds([summary(record.sweep[alpha])[word] for record in self.records])
+
+    def right(self, splits: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Return which images each seed has right, (seeds, N) per split."""
+        found = [record.correct() for record in self.records]
+        return {split: np.stack([one[split] for one in found]) for split in splits}
+
+    def right_at(self, splits: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Return the same at every alpha, (seeds, 9, N) per split."""
+        files = [
+            np.load(record.path / "scores" / f"{SUITE}.sweep-outcomes.npz")
+            for record in self.records
+        ]
+        return {split: np.stack([file[split] for file in files]).astype(float) for split in splits}
+
+
+def signed(value: float, low: float, high: float) -> str:
+    """Print a difference of shares in points with its interval."""
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+@cache
+def resample(sizes: tuple[tuple[str, int], ...]) -> list[dict[str, NDArray[np.float64]]]:
+    """Return the share of each image in every bootstrap sample."""
+    generator = np.random.default_rng(0)
+    return [
+        {s: generator.multinomial(n, np.full(n, 1 / n)).astype(float) / n for s, n in sizes}
+        for _ in range(DRAWS)
+    ]
+
+
+def interval(
+    statistic: Callable[[Mapping[str, NDArray[np.float64]]], float | None],
+    sizes: Mapping[str, int],
+) -> tuple[float, float, float] | None:
+    """Return a statistic of image weights on the sets as they are, and its 95 % interval."""
+    whole = statistic({split: np.full(n, 1 / n) for split, n in sizes.items()})
+    if whole is None:
+        return None
+    values = [statistic(weights) for weights in resample(tuple(sizes.items()))]
+    known = [value for value in values if value is not None]
+    low, high = np.quantile(known, [0.025, 0.975])
+    return whole, float(low), float(high)
+
+
+def sizes_of(runs: Runs) -> dict[str, int]:
+    """Return the number of images per split."""
+    return {split: int(entry["n"]) for split, entry in runs.records[0].splits.items()}
+
+
+def difference(first: Runs, second: Runs, splits: Sequence[str]) -> str:
+    """Print the mean accuracy of `first` minus that of `second`, paired by image."""
+    ours, theirs = first.right(splits), second.right(splits)
+    gaps = {split: ours[split].mean(0) - theirs[split].mean(0) for split in splits}
+
+    def statistic(weights: Mapping[str, NDArray[np.float64]]) -> float:
+        return float(np.mean([weights[split] @ gaps[split] for split in splits]))
+
+    sizes = {split: len(gaps[split]) for split in splits}
+    found = interval(statistic, sizes)
+    assert found is not None
+    return signed(*found)
+
+
+def above_frontier(first: Runs, rival: Runs) -> tuple[str, Reading]:
+    """Return how far `first` lies above the rival's curve over alpha, at its own ID accuracy.
+
+    The interval redraws the images of all sets, of both models alike, and reads the curves again;
+    the reading is over seeds, each against the rival's curve of the same seed.
+    """
+    splits = ["id", *SHIFTS]
+    own, line = first.right(splits), rival.right_at(splits)
+
+    def per_seed(weights: Mapping[str, NDArray[np.float64]]) -> list[float | None]:
+        gaps: list[float | None] = []
+        for seed in range(len(first.records)):
+            here = [float(own[split][seed] @ weights[split]) for split in splits]
+            there = np.stack([line[split][seed] @ weights[split] for split in splits])
+            points = tuple(
+                Point(index / 8, float(row[0]), float(row[1:].mean()))
+                for index, row in enumerate(there.T)
+            )
+            read_off = Curve(rival.name, seed, points).ood_at(here[0])
+            gaps.append(None if read_off is None else float(np.mean(here[1:])) - read_off)
+        return gaps
+
+    def statistic(weights: Mapping[str, NDArray[np.float64]]) -> float | None:
+        known = [gap for gap in per_seed(weights) if gap is not None]
+        return float(np.mean(known)) if known else None
+
+    sizes = sizes_of(first)
+    found = interval(statistic, sizes)
+    reading = over_seeds(per_seed({split: np.full(n, 1 / n) for split, n in sizes.items()}))
+    return ("n/a" if found is None else signed(*found)), reading
+
+
+def above_rate_line(first: Runs, slow: Runs, fast: Runs) -> Reading:
+    """Return how far `first` lies above the line between a rival's two rates, seed by seed."""
+    gaps: list[float | None] = []
+    for own, low, high in zip(first.records, slow.records, fast.records, strict=True):
+        line = Curve(slow.name, own.seed, (point(0, low.splits), point(1, high.splits)))
+        here = point(0, own.splits)
+        read_off = line.ood_at(here.id)
+        gaps.append(None if read_off is None else here.ood - read_off)
+    return over_seeds(gaps)
+
+
+def main_rows(runs: Sequence[Runs], start: Record) -> list[list[str]]:
+    """Return one table row per method, zero-shot first."""
+    before = summary(start.splits)
+    own = [cell(over_seeds([start.splits[split]["accuracy"]])) for split in ("id", *SHIFTS)]
+    words = [f"{100 * before[word]:.1f}" for word in ("ood", "art", "ece_id", "ece_ood")]
+    rows = [["zero-shot", "-", "-", *own, *words, "0.0", "-"]]
+    for one in runs:
+        seconds = over_seeds([record.seconds for record in one.records]).mean
+        lost = over_seeds([before["ood"] - summary(r.splits)["ood"] for r in one.records])
+        rows.append(
+            [
+                LABELS[one.name],
+                f"{one.rate:g}",
+                str(len(one.records)),
+                *(cell(one.split(split)) for split in ("id", *SHIFTS)),
+                *(cell(one.word(word)) for word in ("ood", "art", "ece_id", "ece_ood")),
+                cell(lost),
+                "-" if seconds is None else f"{seconds:.0f}",
+            ]
+        )
+    return rows
+
+
+MAIN = [
+    "method", "rate", "seeds", "ID", *SHIFTS, "OOD", "art", "ECE ID", "ECE OOD", "forgetting", "s",
+]  # fmt: skip
+
+
+def page(choices: Mapping[str, Choice], open_ends: int) -> str:
+    """Return the whole page."""
+    parts = [intro(open_ends), chosen(choices)]
+    for checkpoint, names in (("seed-0", tuple(PLANS)), ("seed-1", SECOND)):
+        start = read(ROOT / checkpoint / "zero-shot", SUITE)
+        runs = [Runs(checkpoint, name, choices[name].rate) for name in names]
+        parts.append(checkpoint_part(checkpoint, [one for one in runs if one.records], start))
+    parts.append(rates_part(choices))
+    remarks = Path("benchmarks/figures/remarks.md")
+    if remarks.is_file():
+        parts.append(remarks.read_text(encoding="utf-8").strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def intro(open_ends: int) -> str:
+    """Return what the page is and how its numbers came about."""
+    left = f" **{open_ends} runs are still missing.**" if open_ends else ""
+    return (
+        "# Results on EmojiShift\n\n"
+        "Written by `make results` (`python -m benchmarks.results`, resumable); not edited by hand."
+        f"{left} World version {VERSION}, checkpoints and their hashes: "
+        "[benchmark.md](benchmark.md). All trained models: 80 classes, 16 images each, AdamW, "
+        "weight decay 0.1 (LP and L2-SP: 0), batch 64, 10 epochs (200 steps; LP 20 epochs), flips "
+        "and shifts of up to 2 pixels; evaluation with five prompts averaged.\n\n"
+        "Numbers are accuracies and errors in per cent: mean ± sample standard deviation over "
+        "fine-tuning seeds (data and order). Intervals in brackets are 95 % bootstrap intervals "
+        "over test images, paired by image, 2,000 draws; they do not cover the choice of seeds. "
+        "`OOD`: unweighted mean of v2, rendition, sketch, hard, corrupt; `art`: of the first four; "
+        "`ECE`: 15 equal-width bins over a whole set, OOD the mean over the five sets; "
+        "`forgetting`: zero-shot OOD minus OOD. n = 1,600 images per set; `s`: seconds of training "
+        "on one thread, two runs at a time."
+    )
+
+
+def chosen(choices: Mapping[str, Choice]) -> str:
+    """Return the settings and what they were chosen from."""
+    rows = []
+    for name, choice in choices.items():
+        plan = PLANS[name]
+        grid = ", ".join(
+            f"{rate:g}{'' if value is None else f' / {value:g}'}: {100 * val:.1f} / {100 * far:.1f}"
+            for rate, value, val, far in choice.tried
+        )
+        knob = "" if choice.value is None else f", {plan.knob} = {choice.value:g}"
+        rows.append([LABELS[name], f"rate {choice.rate:g}{knob}", grid])
+    return (
+        "## Choices\n\n"
+        "Made on the first checkpoint with seed 0, on `val` (n = 1,600) and `val_shift` "
+        "(n = 1,200) only: of a grid of factor 2 the smallest learning rate whose `val` accuracy "
+        "is within one standard error of the best; then, at that rate, the further setting with "
+        "the largest mean of both. Candidates as rate (/ setting): `val` / `val_shift` accuracy. "
+        "The head's rate is ten times the rate (FT, L2-SP, LP-FT).\n\n"
+        + table(["method", "chosen", "candidates"], rows)
+    )
+
+
+def checkpoint_part(checkpoint: str, runs: Sequence[Runs], start: Record) -> str:
+    """Return the tables of one checkpoint."""
+    title = (
+        "## The shipped checkpoint (pre-training seed 0)"
+        if checkpoint == "seed-0"
+        else "## The second checkpoint (pre-training seed 1), same settings"
+    )
+    rival = next((one for one in runs if one.name == "flyp"), None)
+    parts = [title, table(MAIN, main_rows(runs, start))]
+    swept = [one for one in runs if len(one.curves()) == len(one.records)]
+    halves = [
+        [
+            f"{LABELS[one.name]} + WiSE 0.5",
+            *(cell(one.at_alpha(0.5, w)) for w in ("id", "ood", "art", "ece_id", "ece_ood")),
+        ]
+        for one in swept
+    ]
+    parts += [
+        "Half way to the start (WiSE-FT, alpha 0.5):",
+        table(["method", "ID", "OOD", "art", "ECE ID", "ECE OOD"], halves),
+        "OOD accuracy at equal ID accuracy, each method on its own WiSE-FT curve (alpha = 0, "
+        "0.125, ..., 1), read per seed between neighbours, never extrapolated:",
+        table(
+            ["method", *(f"ID {100 * target:.0f}" for target in TARGETS)],
+            [
+                [LABELS[one.name]]
+                + [cell(at_equal_id(one.curves(), target), of=True) for target in TARGETS]
+                for one in swept
+            ],
+        ),
+    ]
+    if rival is not None and rival in swept:
+        rows = []
+        for one in runs:
+            if one is rival or len(one.records) != len(rival.records):
+                continue
+            text, reading = above_frontier(one, rival)
+            rows.append(
+                [
+                    LABELS[one.name],
+                    difference(one, rival, ["id"]),
+                    difference(one, rival, SHIFTS),
+                    text,
+                    cell(reading, of=True, sign=True),
+                ]
+            )
+        parts += [
+            "Against FLYP: differences at each method's own chosen setting, and OOD accuracy above "
+            "the FLYP + WiSE frontier at the method's own ID accuracy (seeds whose ID accuracy the "
+            "frontier does not reach are left out):",
+            table(
+                ["method", "ID", "OOD", "OOD above the frontier", "the same over seeds"],
+                rows,
+            ),
+        ]
+    return "\n\n".join(parts)
+
+
+def rates_part(choices: Mapping[str, Choice]) -> str:
+    """Return the comparisons over learning rates and at one learning rate."""
+    rate = choices["flyp"].rate
+    flyp, slow = Runs("seed-0", "flyp", rate), Runs("seed-0", "flyp", rate / 2)
+    parts = [
+        "## Over learning rates (shipped checkpoint)",
+        "FLYP at two rates gives a line; how far the others lie above it at their own ID accuracy, "
+        "seed by seed:",
+    ]
+    candidates = [
+        Runs("seed-0", name, one)
+        for name in ("ft", "tracer", "wma-sd")
+        for one in sorted(
+            {choices[name].rate, choices["ft"].rate / 2, choices[name].rate * 2, rate}
+        )
+    ]
+    full = [one for one in candidates if one.records]
+    if slow.records and len(slow.records) == len(flyp.records):
+        rows = [
+            [LABELS[one.name], f"{one.rate:g}", cell(one.word("id")), cell(one.word("ood")),
+             cell(above_rate_line(one, slow, flyp), of=True, sign=True)]
+            for one in (slow, flyp, *full) if len(one.records) == len(flyp.records)
+        ]  # fmt: skip
+        parts.append(table(["method", "rate", "ID", "OOD", "OOD above FLYP's line"], rows))
+    same = [Runs("seed-0", name, rate) for name in ("ema-sd", "wma-sd", "tracer")]
+    if all(len(one.records) == len(flyp.records) for one in same):
+        ema, wma, tracer = same
+        rows = [
+            [title, difference(a, b, ["id"]), difference(a, b, SHIFTS)]
+            for title, a, b in (
+                ("EMA-SD - FLYP", ema, flyp),
+                ("WMA-SD - EMA-SD", wma, ema),
+                ("TRACER - FLYP", tracer, flyp),
+            )
+        ]
+        parts += [
+            f"All at FLYP's rate ({rate:g}), so not at equal ID accuracy:",
+            table(["difference", "ID", "OOD"], rows),
+        ]
+    return "\n\n".join(parts)

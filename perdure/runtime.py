@@ -65,8 +65,9 @@ class Runtime:
 
     def describe(self) -> str:
         """Return one line for people."""
-        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
-        return f"{self.device}, {self.precision}, {self.threads} threads per process{processes}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        processes = f" in each of {self.world_size} processes" if self.world_size > 1 else ""
+        return f"{self.device}, {self.precision}, {threads}{processes}"
 
     def prepare(self, learner: Learner) -> nn.Module:
         """Return what to call in the place of a learner that is already on `device`.

@@ -1,0 +1,231 @@
+"""Run: the directory of one training run, and the only place that knows its layout.
+
+```
+recipe.yaml  env.json  status.json  log.jsonl
+state/step_00000500/     while training: resumable states
+predictor/               the result, as perdure reads it; the run is finished when it exists
+model/                   the result, as open_clip reads it ("local-dir:")
+scores/                  SUITE.json and SUITE.outcomes.npz
+```
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from . import states
+from .documents import parse_yaml
+from .errors import RunError, SurgeryError
+from .files import read_json, whole_directory, write_json, write_text
+from .predictor import Predictor
+from .recipe import Recipe, differences, dump_recipe, parse_recipe
+from .runtime import Runtime
+from .states import Cursor
+
+_PACKAGES = ("torch", "open_clip_torch", "timm", "safetensors", "numpy")
+
+
+class Run:
+    """A run directory.
+
+    Args:
+        path: Where it is, or will be.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.states = self.path / "state"
+
+    @classmethod
+    def create(cls, path: Path | str, recipe: Recipe, runtime: Runtime) -> Run:
+        """Make a new run directory with its recipe and environment.
+
+        Raises:
+            RunError: If there is something at `path`, or it cannot be written.
+        """
+        run = cls(path)
+        run.require_new()
+        with whole_directory(run.path) as fresh:
+            write_text(fresh / "recipe.yaml", dump_recipe(recipe))
+            write_json(fresh / "env.json", environment(runtime))
+            write_json(fresh / "status.json", {"state": "running", "step": 0})
+        return run
+
+    def require_new(self) -> None:
+        """Refuse to write over anything.
+
+        Raises:
+            RunError: If there is something at the path.
+        """
+        if self.path.exists() or self.path.is_symlink():
+            raise RunError(
+                f"{self.path} exists already. Choose another directory, remove this one, "
+                "or go on with an unfinished run by --resume."
+            )
+
+    def require_same(self, recipe: Recipe) -> None:
+        """Refuse to resume with another recipe; how it is carried out (`run.*`) may change.
+
+        Raises:
+            RunError: Names every key that differs, with both values.
+        """
+        changed = differences(self.recipe(), recipe)
+        if changed:
+            lines = "".join(f"\n  {line}" for line in changed)
+            raise RunError(
+                f"{self.path} was started with another recipe; these keys differ "
+                f"(there -> now):{lines}\nResume with the old values or train in a new directory."
+            )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is there."""
+        return (self.path / "predictor" / "predictor.json").is_file()
+
+    def recipe(self) -> Recipe:
+        """Return what was, or is being, carried out.
+
+        Raises:
+            RunError: If this is no run directory.
+            RecipeError: If the recipe was changed by hand and is wrong now.
+        """
+        path = self.path / "recipe.yaml"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError:
+            raise RunError(
+                f"{self.path} is not a run directory: it has no readable recipe.yaml. "
+                "Name a directory that `perdure train` has written."
+            ) from None
+        return parse_recipe(parse_yaml(text, str(path)), str(path))
+
+    def predictor(self) -> Predictor:
+        """Load the result.
+
+        Raises:
+            RunError: If the run is not finished.
+            WeightsError: If its files are damaged.
+        """
+        if not self.finished:
+            raise RunError(
+                f"{self.path} holds no finished run: it has no predictor/. "
+                f"If it was interrupted, go on with: perdure train {self.path / 'recipe.yaml'} "
+                f"--out {self.path} --resume"
+            )
+        return Predictor.load(self.path / "predictor")
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of the run: step, time, number of trained parameters, ...
+
+        Raises:
+            RunError: If there is none.
+        """
+        status: dict[str, Any] = read_json(self.path / "status.json")
+        return status
+
+    def update_status(self, **values: Any) -> None:
+        """Change some values of the status and keep the others."""
+        write_json(self.path / "status.json", self.status() | values)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a line to the log."""
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def log_rows(self) -> list[dict[str, Any]]:
+        """Return the whole lines of the log."""
+        path = self.path / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [row for line in lines if (row := _row(line)) is not None]
+
+    def cut_log(self, step: int) -> None:
+        """Forget what was logged after `step`, because it will be done again."""
+        rows = [json.dumps(row) + "\n" for row in self.log_rows() if row["step"] <= step]
+        write_text(self.path / "log.jsonl", "".join(rows))
+
+    def save_state(self, cursor: Cursor, learner: nn.Module, optimizer: Optimizer) -> Path:
+        """Write a resumable state; the last two and the best on validation are kept.
+
+        Raises:
+            RunError: If it cannot be written; the states before are untouched.
+        """
+        path = states.save_state(self.states, cursor, learner, optimizer)
+        states.prune_states(self.states, keep=2, also=(cursor.best_step,))
+        return path
+
+    def load_state(self, learner: nn.Module, optimizer: Optimizer) -> Cursor:
+        """Put learner and optimiser into the newest whole state; step 0 if there is none.
+
+        Raises:
+            RunError: If the state does not fit.
+        """
+        found = states.complete_states(self.states)
+        return states.load_state(found[-1], learner, optimizer) if found else Cursor(step=0)
+
+    def load_step(self, step: int, learner: nn.Module, optimizer: Optimizer) -> None:
+        """Put learner and optimiser into the kept state of one step.
+
+        Raises:
+            RunError: If it is not there or does not fit.
+        """
+        states.load_state(states.state_of(self.states, step), learner, optimizer)
+
+    def finish(self, predictor: Predictor, *, keep_states: bool, **status: Any) -> None:
+        """Write the result; `predictor/` comes last, because it says that the run is finished."""
+        note = None
+        try:
+            predictor.fold().export_open_clip(self.path / "model")
+        except SurgeryError as error:  # some methods leave modules that plain CLIP cannot hold
+            note = f"no model/: {error}"
+        predictor.save(self.path / "predictor")
+        if not keep_states:
+            shutil.rmtree(self.states, ignore_errors=True)
+        self.update_status(state="finished", note=note, **status)
+
+    def scores(self, suite: str) -> dict[str, Any]:
+        """Return the scores on a suite.
+
+        Raises:
+            RunError: If the run has not been evaluated on it.
+        """
+        path = self.path / "scores" / f"{suite}.json"
+        if not path.is_file():
+            raise RunError(
+                f"{self.path} has no scores on {suite}; make them with "
+                f"`perdure eval {self.path} --suite {suite}`."
+            )
+        scores: dict[str, Any] = read_json(path)
+        return scores
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:  # the process was killed while writing it
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """Return what a result may depend on besides its recipe; no names of people or machines."""
+    from . import __version__
+
+    versions = {"perdure": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions | {package: version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "device": str(runtime.device),
+        "threads": runtime.threads,
+        "processes": runtime.world_size,
+        "command": sys.argv,
+    }

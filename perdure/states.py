@@ -1,0 +1,132 @@
+"""Resumable states: everything a run needs to go on as if it had never stopped.
+
+A state is a directory of safetensors and JSON; nothing in it is unpickled. It is written under
+another name and renamed when whole, and its file COMPLETE lists the sizes of the others, so a state
+that was cut short, by a kill or by a copy, is never mistaken for a good one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .errors import RunError
+from .files import UNFINISHED, read_json, whole_directory, write_json
+
+FORMAT = 1
+"""Version of the saved form"""
+
+_COMPLETE = "COMPLETE"
+_LEARNER = "learner.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_CURSOR = "cursor.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where a run stands, besides its weights and averages."""
+
+    step: int
+    """Finished optimiser steps"""
+    seconds: float = 0.0
+    """Time trained so far"""
+    best_step: int | None = None
+    """Step with the best validation so far"""
+    best_value: float | None = None
+    """Mean accuracy over the validation splits there, in [0, 1]"""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """Loss scale of fp16"""
+
+
+def save_state(folder: Path, cursor: Cursor, learner: nn.Module, optimizer: Optimizer) -> Path:
+    """Write a state into `folder` and return its directory.
+
+    Raises:
+        RunError: If it cannot be written; states that were there are untouched.
+    """
+    path = folder / f"step_{cursor.step:08d}"
+    groups = optimizer.state_dict()
+    tensors = {
+        f"{index}/{name}": value
+        for index, values in groups["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    with whole_directory(path) as fresh:
+        save_model(learner, str(fresh / _LEARNER))  # knows parameters that have two names
+        save_file(tensors, fresh / _OPTIMIZER)
+        record = {"format": FORMAT, **asdict(cursor), "groups": groups["param_groups"]}
+        write_json(fresh / _CURSOR, record)
+        write_json(fresh / _COMPLETE, {file.name: file.stat().st_size for file in fresh.iterdir()})
+    return path
+
+
+def load_state(path: Path, learner: nn.Module, optimizer: Optimizer) -> Cursor:
+    """Put a learner and an optimiser, built as before, into a saved state.
+
+    Raises:
+        RunError: If the state does not fit them, is damaged, or is of a newer version.
+    """
+    record = read_json(path / _CURSOR)
+    if record.pop("format", None) != FORMAT:
+        raise RunError(
+            f"{path} was saved in another format than {FORMAT}, the one this version reads; "
+            "resume with the version of perdure that env.json names."
+        )
+    groups = record.pop("groups")
+    try:
+        load_model(learner, path / _LEARNER)
+        values: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in load_file(path / _OPTIMIZER).items():
+            index, _, name = key.partition("/")
+            values.setdefault(int(index), {})[name] = tensor
+        optimizer.load_state_dict({"state": values, "param_groups": groups})
+        return Cursor(**record)
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise RunError(
+            f"the state {path} does not fit this run ({error}). "
+            "Delete it to resume from the one before, or start again in another directory."
+        ) from error
+
+
+def complete_states(folder: Path) -> list[Path]:
+    """Return the whole states in `folder`, oldest first."""
+    return [path for path in sorted(folder.glob("step_*")) if _is_complete(path)]
+
+
+def prune_states(folder: Path, keep: int, also: Iterable[int | None] = ()) -> None:
+    """Delete all but the newest `keep` whole states and those of the steps `also`."""
+    states = complete_states(folder)
+    kept = {path.name for path in states[-keep:]} | {f"step_{step:08d}" for step in also if step}
+    for path in folder.iterdir():
+        if path.name not in kept and path.name.startswith(("step_", UNFINISHED)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def state_of(folder: Path, step: int) -> Path:
+    """Return the whole state of a step.
+
+    Raises:
+        RunError: If there is none.
+    """
+    path = folder / f"step_{step:08d}"
+    if not _is_complete(path):
+        raise RunError(f"the state {path} is missing or incomplete, but is needed; train again.")
+    return path
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        sizes = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False

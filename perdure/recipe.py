@@ -190,15 +190,15 @@ def parse_recipe(table: Table, source: str = "the recipe") -> Recipe:
         RecipeError: Lists every problem at once.
     """
     faults: list[str] = []
-    method: Any = table.get("method")
+    parts = dict(table)
+    method = table.get("method")
     if isinstance(method, dict):
         try:
-            method = parse_method(method)
+            parts["method"] = parse_method(method)
         except RecipeError as error:
             faults += str(error).splitlines()
-    elif method is not None:
+    elif "method" in table:
         faults.append(f"method: {method!r} is not a table; write 'method: {{name: tracer}}'")
-    parts = {**table, "method": method} if method else table
     try:
         recipe = TypeAdapter(Recipe).validate_python(parts)
     except ValidationError as error:

@@ -20,7 +20,8 @@ def similarity(pairs: Pairs) -> Tensor:
 
     In float32 at least, also under autocast: bf16 logits near 30 lie on a grid of 0.125.
     """
-    return _scores(pairs.image, pairs.text, pairs.scale)
+    # Scaling B x D entries is cheaper than B x B.
+    return _cosines(_scaled(pairs.image, pairs.scale), pairs.text)
 
 
 class Comparison:
@@ -58,8 +59,9 @@ class Comparison:
     def cross_log(self) -> tuple[Tensor, Tensor]:
         """Log-probabilities of student images and texts against the teacher's, student scale."""
         student, teacher = self.student, self._fixed
-        rows = _scores(student.image, teacher.text, student.scale)
-        columns = _scores(teacher.image, student.text, student.scale)
+        # The scale goes to the student's side: the constant side then needs no backward product.
+        rows = _cosines(_scaled(student.image, student.scale), teacher.text)
+        columns = _cosines(teacher.image, _scaled(student.text, student.scale))
         return rows.log_softmax(dim=1), columns.log_softmax(dim=0)
 
     @property
@@ -249,10 +251,13 @@ def _frobenius(matrix: Tensor) -> Tensor:
     return norm
 
 
-def _scores(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+def _cosines(image: Tensor, text: Tensor) -> Tensor:
     with _exact(image):
-        # Scaling B x D entries is cheaper than B x B.
-        return (_wide(scale) * _wide(image)) @ _wide(text).T
+        return _wide(image) @ _wide(text).T
+
+
+def _scaled(rows: Tensor, scale: Tensor) -> Tensor:
+    return _wide(rows) * _wide(scale)
 
 
 def _log_both(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -241,7 +241,7 @@ def bootstrap_interval(
     Source: Efron and Tibshirani 1993, chapter 13.
     """
     if values.ndim != 1 or len(values) == 0:
-        raise DataError(f"values have shape {values.shape}; a bootstrap needs (N,) with N >= 1.")
+        raise DataError(f"values have shape {values.shape}; expected (N,) with N >= 1.")
     exact = values.astype(np.float64)
     rng = np.random.default_rng(seed)
     means = [exact[rng.integers(0, len(exact), len(exact))].mean() for _ in range(resamples)]

@@ -40,11 +40,16 @@ class Learner(nn.Module, ABC):
         return self.student.copy()
 
 
-def train_only(student: nn.Module, *parts: nn.Module | nn.Parameter) -> None:
-    """Let exactly the parameters of `parts` train, and nothing else of the student."""
+def train_only(student: Predictor, *parts: nn.Module) -> None:
+    """Let exactly the parameters of `parts` train, and nothing else of the student.
+
+    What the architecture keeps fixed stays so, such as sine-cosine position embeddings.
+    """
     student.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
+    for name in student.fixed:
+        student.get_parameter(name).requires_grad_(False)
 
 
 @contextmanager

@@ -60,6 +60,8 @@ class Predictor(nn.Module):
     """What the rows of the head stand for; empty without a head"""
     templates: tuple[str, ...]
     """The prompts the head started from; empty without a head"""
+    fixed: frozenset[str]
+    """Parameters that the architecture itself never trains, such as sine-cosine positions"""
 
     def __init__(
         self, clip: nn.Module, tokenizer: Tokenizer, preprocess: Preprocess, source: ModelSource
@@ -72,6 +74,9 @@ class Predictor(nn.Module):
         self.head = None
         self.classes = ()
         self.templates = ()
+        self.fixed = frozenset(
+            name for name, tensor in self.named_parameters() if not tensor.requires_grad
+        )
 
     @property
     def scale(self) -> Tensor:

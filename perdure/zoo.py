@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .predictor import Predictor
 
 MODELS: dict[str, str] = {
-    "perdure-tiny": "806,689 parameters, 40 px; pre-trained on EmojiShift, comes with perdure",
+    "perdure-tiny": "806,913 parameters, 40 px; pre-trained on EmojiShift, comes with perdure",
 }
 """Bundled models; every name of open_clip works too."""
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import perdure.learner
 import perdure.method
+from perdure import zoo
 from perdure.batch import Batch, Step
 from perdure.errors import RecipeError
 from perdure.learner import Learner, evaluating, train_only
@@ -115,10 +116,27 @@ def test_after_step_does_nothing_by_default() -> None:
 
 
 def test_train_only_frees_the_parts_and_freezes_the_rest() -> None:
-    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1, bias=False))
-    train_only(model, model[0], model[2].weight)
-    free = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert free == ["0.weight", "0.bias", "2.weight"]
+    student = zoo.random_clip()
+    student.set_head(("taco", "tiger"), ("{}",))
+    student.requires_grad_(False)
+    assert student.head is not None
+    train_only(student, student.clip.visual, student.head)
+    free = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[0] for name in free} == {"clip", "head"}
+    every = {name for name, _ in student.named_parameters()}
+    assert free == {name for name in every if name.startswith(("clip.visual.", "head."))}
+
+
+def test_positions_that_the_architecture_fixes_never_train() -> None:
+    student = zoo.random_clip(vision_cfg={"pos_embed_type": "sin_cos_2d"})
+    train_only(student, student.clip)
+    fixed = [name for name, parameter in student.named_parameters() if not parameter.requires_grad]
+    assert fixed == ["clip.visual.positional_embedding"]
+    # Also on the copy of a student whose text tower was frozen.
+    train_only(student, student.clip.visual)
+    other = student.copy()
+    train_only(other, other.clip)
+    assert sum(not parameter.requires_grad for parameter in other.parameters()) == 1
 
 
 def test_evaluating_puts_every_mode_back() -> None:

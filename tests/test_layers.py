@@ -1,0 +1,113 @@
+"""Layers: every module imports only modules that stand before it in one fixed order.
+
+Imports inside functions and under `TYPE_CHECKING` count too. A new file must be given a place.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "perdure"
+
+ROWS = [
+    "errors files documents signals",
+    "weights batch losses metrics collective",
+    "towers inputs predictor zoo learner method teacher",
+    "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
+    "data.emojishift data.datasets data.sampling data.loading data.suites",
+    "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer",
+    "recipe optim runtime states run comparison records prediction subjects",
+    "loop training evaluation merging sweeping",
+    "groups tables reporting figures console demo cli_eval cli __main__",
+]
+ORDER = [name for row in ROWS for name in row.split()]
+
+LIGHT = ("data.suites", "errors", "method", "metrics", "reporting", "cli")
+"""Modules that help, version and lists need; they must not import torch."""
+
+DISTRIBUTED = {"collective", "runtime"}
+"""The only users of torch.distributed."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+del FILES[""]  # the package itself only hands out names
+
+
+def absolute(node: ast.ImportFrom, path: Path) -> str:
+    """Return the full name of what `from X import ...` imports from."""
+    if node.level == 0:
+        return node.module or ""
+    package = ("perdure", *path.relative_to(ROOT).parts[:-1])
+    base = package[: len(package) - node.level + 1]
+    return ".".join((*base, node.module) if node.module else base)
+
+
+def imported(name: str) -> Iterator[tuple[int, str]]:
+    """Yield line and target of every import in a module, with `import a.b` as "a.b"."""
+    path = FILES[name]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute(node, path)
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def owner(target: str) -> str:
+    """Return the perdure module that an imported name lives in; "" for the package itself."""
+    parts = target.split(".")[1:]
+    while parts and ".".join(parts) not in FILES:
+        parts.pop()
+    return ".".join(parts)
+
+
+def test_the_order_lists_every_file_once():
+    assert len(ORDER) == len(set(ORDER))
+    missing, stale = set(FILES) - set(ORDER), set(ORDER) - set(FILES)
+    assert not missing, f"give these files a place in ORDER: {sorted(missing)}"
+    assert not stale, f"these entries of ORDER have no file: {sorted(stale)}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_downwards(name):
+    place = {module: index for index, module in enumerate(ORDER)}
+    wrong = []
+    for line, target in imported(name):
+        if target.split(".")[0] != "perdure" or target == "perdure.__version__":
+            continue
+        home = owner(target)
+        # The package's public names may come from any layer, so inside they are out of bounds.
+        if not home or place[home] >= place[name]:
+            wrong.append(f"{FILES[name].name}:{line} imports {target}")
+    assert not wrong, "; ".join(wrong)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_processes_are_the_business_of_few(name):
+    users = {"torch.distributed", "torch.multiprocessing"}
+    found = [target for _, target in imported(name) if any(target.startswith(u) for u in users)]
+    assert name in DISTRIBUTED or not found
+
+
+def test_light_modules_do_not_import_torch():
+    code = (
+        "import importlib, sys\n"
+        f"for name in {LIGHT!r}:\n"
+        "    importlib.import_module('perdure.' + name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent
+    )
+    assert done.returncode == 0, done.stderr

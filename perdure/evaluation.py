@@ -95,7 +95,7 @@ class Scores:
 
 
 def evaluate(
-    subject: Predictor | Run | Path | str,
+    subject: Predictor | Run | Subject | Path | str,
     suite: Suite | str = "emojishift",
     *,
     temperature: bool = False,
@@ -108,7 +108,7 @@ def evaluate(
     """Score every split of a suite, and write the scores into the run if the subject is one.
 
     Args:
-        subject: A predictor, a run, a run directory, or the name of a model.
+        subject: A predictor, a run, a run directory, or a model by name.
         suite: Which splits.
         temperature: Also fit a temperature on the task's `val` split, and report calibration after
             it as `ece_scaled` and `nll_scaled`.
@@ -129,7 +129,7 @@ def evaluate(
     if isinstance(subject, Predictor):
         found, predictor = Subject("predictor"), subject
     else:
-        found = find(subject if isinstance(subject, (str, Path)) else subject.path)
+        found = find(subject)
         predictor = found.predictor()
     how = How(root=root, limit=limit, batch_size=batch_size, runtime=runtime, progress=progress)
     conditions = {"subject": found.name, "seed": found.seed()}

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from .comparison import Curve, Point
 from .errors import RunError
-from .records import Record, key_of, point
+from .records import Record, key_of, point, summary
 
 Knob = Literal["alpha", "learning rate"]
 
@@ -95,6 +95,8 @@ def families(groups: Sequence[Group]) -> tuple[Family, ...]:
     in nothing but their learning rates, seeds that all of them have.
     """
     found: list[Family] = []
+    if not all({"id", "ood"} <= summary(one.first.splits).keys() for one in groups):
+        return ()
     for one in groups:
         curves = [_alpha_curve(record, groups) for record in one.records if _trained(record)]
         whole = [curve for curve in curves if len(curve.points) > 2]

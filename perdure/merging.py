@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -18,6 +18,9 @@ from .files import whole_directory, write_json, write_text
 from .predictor import Predictor
 from .subjects import Subject, find, sha256_of
 from .weights import lerp
+
+if TYPE_CHECKING:
+    from .run import Run
 
 Kind = Literal["wise-ft", "soup", "zero-shot"]
 
@@ -69,7 +72,7 @@ def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) ->
 
 def merge(
     kind: Kind,
-    inputs: Sequence[Path | str],
+    inputs: Sequence[Subject | Run | Path | str],
     out: Path | str,
     *,
     alpha: float | None = None,

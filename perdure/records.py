@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from .comparison import Point
 from .errors import RunError, nearest
 from .files import read_json
-
-UNSCIENTIFIC = ("device", "threads", "workers", "save_every", "keep", "log_every")
-"""Keys of `run` in a recipe that change how fast or how safely, not what, is computed."""
+from .metrics import harmonic_mean
+from .recipe import HOW
 
 Splits = Mapping[str, Mapping[str, Any]]
 """Split name to its entry in a score file."""
@@ -77,20 +76,29 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 
 def summary(splits: Splits) -> dict[str, float]:
-    """Return `id`, `ood`, `art`, `ece_id`, `ece_ood` of one model, as far as its splits allow."""
+    """Return what the splits of one model come to, as far as their roles allow.
+
+    The keys are those words of `perdure.reporting` that one model has by itself.
+    """
     ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
-    shifted = [name for name, entry in ours.items() if entry["role"] == "ood"]
-    inside = [name for name, entry in ours.items() if entry["role"] == "id"]
+    of_role: dict[str, list[str]] = {}
+    for name, entry in ours.items():
+        of_role.setdefault(entry["role"], []).append(name)
+    shifted = of_role.get("ood", [])
     values: dict[str, float] = {}
     for word, names, metric in (
-        ("id", inside, "accuracy"),
+        ("id", of_role.get("id"), "accuracy"),
         ("ood", shifted, "accuracy"),
         ("art", [name for name in shifted if name != "corrupt"], "accuracy"),
-        ("ece_id", inside, "ece"),
+        ("base", of_role.get("base"), "accuracy"),
+        ("novel", of_role.get("novel"), "accuracy"),
+        ("ece_id", of_role.get("id"), "ece"),
         ("ece_ood", shifted, "ece"),
     ):
         if names and (word != "art" or "corrupt" in shifted):
             values[word] = float(np.mean([ours[name][metric] for name in names]))
+    if "base" in values and "novel" in values:
+        values["harmonic"] = harmonic_mean(values["base"], values["novel"])
     return values
 
 
@@ -118,7 +126,7 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         return method, document.get("alpha"), seeds.pop() if len(seeds) == 1 else None, settings
     if "method" in document:
         flat = _flatten(document)
-        for key in ("seed", *(f"run.{name}" for name in UNSCIENTIFIC)):
+        for key in ("seed", *(f"run.{name}" for name in HOW)):
             flat.pop(key, None)
         seed = document.get("seed")
         return str(document["method"]["name"]), None, seed, flat
@@ -157,7 +165,7 @@ def read(path: Path, suite: str | None = None) -> Record:
     Raises:
         RunError: If the directory is no run, was not evaluated, or was evaluated on several suites.
     """
-    document = document(path)
+    origin = document(path)
     found = sorted(
         file.stem for file in (path / "scores").glob("*.json") if not file.stem.endswith(".sweep")
     )
@@ -175,10 +183,10 @@ def read(path: Path, suite: str | None = None) -> Record:
             f"{', '.join(found)}. Evaluate it: perdure eval {path} --suite {suite}"
         )
     scores = read_json(path / "scores" / f"{suite}.json")
-    method, alpha, seed, settings = identity(document)
+    method, alpha, seed, settings = identity(origin)
     tuned = None
-    if document.get("kind") == "wise-ft":
-        ends = [identity(_origin(entry)) for entry in document["inputs"]]
+    if origin.get("kind") == "wise-ft":
+        ends = [identity(_origin(entry)) for entry in origin["inputs"]]
         tuned = next((inner for name, _, _, inner in reversed(ends) if name != "zero-shot"), None)
     sweep_file = path / "scores" / f"{suite}.sweep.json"
     sweep: dict[float, Splits] = {}
@@ -208,26 +216,39 @@ def read(path: Path, suite: str | None = None) -> Record:
     )
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a directory says what was run in it."""
+    return (path / "recipe.yaml").is_file() or (path / "merge.yaml").is_file()
+
+
+def runs_in(path: Path, depth: int = 2) -> list[Path]:
+    """Return the runs below a directory that is none itself, such as RUN/seed-0, RUN/seed-1."""
+    found: list[Path] = []
+    for child in sorted(path.glob("*/"), key=lambda child: (len(child.name), child.name)):
+        if is_run(child):
+            found.append(child)
+        elif depth > 1:
+            found.extend(runs_in(child, depth - 1))
+    return found
+
+
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Replace a directory of seeds (`seed-0`, `seed-1`, ...) by the runs in it.
+    """Replace a directory of runs by the runs in it.
 
     Raises:
         RunError: If a path is neither.
     """
     runs: list[Path] = []
     for path in paths:
-        seeds = sorted(path.glob("seed-*"), key=lambda found: (len(found.name), found.name))
-        if (path / "recipe.yaml").is_file() or (path / "merge.yaml").is_file():
-            runs.append(path)
-        elif seeds:
-            runs.extend(seeds)
-        else:
+        found = [path] if is_run(path) else runs_in(path)
+        if not found:
             reason = "does not exist" if not path.exists() else "has no recipe.yaml or merge.yaml"
-            near = hint(path.name, [found.name for found in path.parent.glob("*/")])
+            near = hint(path.name, [one.name for one in path.parent.glob("*/")])
             raise RunError(
                 f"{path} is not a run directory: it {reason}; {near}"
                 "name a directory written by perdure train or perdure merge."
             )
+        runs.extend(found)
     return runs
 
 
@@ -242,6 +263,6 @@ def document(path: Path) -> Mapping[str, Any]:
     for name in ("recipe.yaml", "merge.yaml"):
         file = path / name
         if file.is_file():
-            document: Mapping[str, Any] = yaml.safe_load(file.read_text())
-            return document
+            found: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            return found
     raise RunError(f"{path} is not a run directory: it has no recipe.yaml or merge.yaml.")

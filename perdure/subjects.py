@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RunError
-from .records import document, hint, identity
+from .records import document, hint, identity, is_run, runs_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .predictor import Predictor
+    from .run import Run
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,25 @@ class Subject:
         return None if self.run is None else identity(document(self.run))[2]
 
 
-def find(name: str | Path, weights: str | None = None) -> Subject:
+def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subject:
     """Return what a name stands for.
 
     Args:
-        name: A run directory, a bundled model, or anything `perdure.zoo.load` knows.
+        name: A run, its directory, a bundled model, or anything `perdure.zoo.load` knows.
         weights: Tag or file of weights, where `name` is an architecture.
 
     Raises:
         RunError: If it is a path at which there is nothing, or a directory of several runs.
     """
-    path = Path(name)
-    if (path / "recipe.yaml").is_file() or (path / "merge.yaml").is_file():
-        return Subject(str(name), run=path)
-    seeds = sorted(found.name for found in path.glob("seed-*"))
-    if seeds:
-        raise RunError(
-            f"{path} holds several runs ({', '.join(seeds)}); name one of them, "
-            f"such as {path / seeds[0]}."
-        )
+    if isinstance(name, Subject):
+        return name
+    path = Path(name) if isinstance(name, (str, Path)) else name.path
+    if is_run(path):
+        return Subject(str(path), run=path)
+    below = runs_in(path)
+    if below:
+        names = ", ".join(str(found.relative_to(path)) for found in below[:4])
+        raise RunError(f"{path} holds several runs ({names}); name one of them.")
     beside = path.parent
     if not path.exists() and beside.is_dir() and beside not in (Path(), Path("/")):
         near = hint(path.name, [found.name for found in beside.glob("*/")])
@@ -84,7 +85,17 @@ def find(name: str | Path, weights: str | None = None) -> Subject:
             f"{path} does not exist; {near}name a run directory, a bundled model "
             "(perdure list models) or an open_clip name such as ViT-B-16/openai."
         )
-    return Subject(str(name), weights)
+    return Subject(str(path) if isinstance(name, Path) else str(name), weights)
+
+
+def find_all(name: str | Path, weights: str | None = None) -> list[Subject]:
+    """Return the runs below a directory of runs, or the one subject that a name stands for.
+
+    Raises:
+        RunError: If it is a path at which there is nothing.
+    """
+    below = [] if is_run(Path(name)) else runs_in(Path(name))
+    return [find(run) for run in below] or [find(name, weights)]
 
 
 def sha256_of(subject: Subject, predictor: Predictor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .data.suites import Suite
@@ -14,7 +15,8 @@ from .merging import wise_ft
 from .prediction import How
 from .predictor import Predictor
 from .records import document
-from .subjects import find
+from .run import Run
+from .subjects import Subject, find
 from .weights import lerp
 
 ALPHAS = tuple(step / 8 for step in range(9))
@@ -28,6 +30,7 @@ def sweep(
     *,
     alphas: Sequence[float] = ALPHAS,
     how: How | None = None,
+    subject: str | None = None,
     seed: int | None = None,
 ) -> dict[float, Scores]:
     """Score (1 - alpha) zero-shot + alpha tuned for every alpha, decoding every image once.
@@ -38,6 +41,7 @@ def sweep(
         suite: Which splits.
         alphas: Shares of the tuned weights, in [0, 1].
         how: Data, device, number of images; all embedded images by default.
+        subject: What the record calls the tuned end.
         seed: Of the fine-tuning, for the record.
 
     Raises:
@@ -64,18 +68,24 @@ def sweep(
         return move
 
     moves = {alpha: move_to(alpha) for alpha in alphas}
-    conditions = {"subject": f"{zero_shot.source.name} to tuned", "seed": seed}
-    return evaluate_points(moving, moves, suite, how or How(), conditions=conditions)
+    conditions = {"subject": subject or "predictor", "seed": seed}
+    found = evaluate_points(moving, moves, suite, how or How(), conditions=conditions)
+    return {
+        alpha: replace(scores, conditions={**scores.conditions, "alpha": alpha})
+        for alpha, scores in found.items()
+    }
 
 
 def sweep_run(
-    run: Path | str,
+    run: Subject | Run | Path | str,
     suite: Suite | str = "emojishift",
     *,
     alphas: Sequence[float] = ALPHAS,
     how: How | None = None,
 ) -> dict[float, Scores]:
-    """Score the line from a run's pre-trained model to the run; write `<suite>.sweep.json`.
+    """Score the line from a run's pre-trained model to the run, and write `<suite>.sweep.json`.
+
+    Where the line includes alpha = 1, which is the run itself, its own scores are written too.
 
     Raises:
         RunError: If it is no finished training run.
@@ -88,17 +98,26 @@ def sweep_run(
     recipe = None if subject.run is None else document(subject.run)
     if subject.run is None or recipe is None or "method" not in recipe:
         raise RunError(
-            f"{run} is not a training run, so it has no line to its pre-trained model. "
+            f"{subject.name} is not a training run, so it has no line to its pre-trained model. "
             "Sweep the run that was trained, or merge two models: perdure merge wise-ft A B."
         )
     tuned = subject.predictor()
     model = recipe["model"]
     zero_shot = load(model["name"], model.get("weights"))
-    found = sweep(zero_shot, tuned, suite, alphas=alphas, how=how, seed=subject.seed())
+    found = sweep(
+        zero_shot,
+        tuned,
+        suite,
+        alphas=alphas,
+        how=how,
+        subject=subject.name,
+        seed=subject.seed(),
+    )
     if how is None or how.runtime is None or how.runtime.is_main:
         first = next(iter(found.values())).to_dict()
-        del first["splits"]
+        del first["splits"], first["alpha"]
         points = [{"alpha": alpha, "splits": scores.splits} for alpha, scores in found.items()]
-        record = {**first, "subject": subject.name, "points": points}
-        write_json(subject.run / "scores" / f"{suite.name}.sweep.json", record)
+        write_json(subject.run / "scores" / f"{suite.name}.sweep.json", {**first, "points": points})
+        if 1.0 in found:
+            found[1.0].write(subject.run / "scores")
     return found

@@ -1,10 +1,173 @@
-"""Markdown tables and the printed form of shares: per cent with one digit."""
+"""The form of a report: its rows, and how they are written as Markdown, CSV and JSON. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from .comparison import Difference, Reading
+from .groups import Knob
+
+WORDS = ("id", "ood", "art", "base", "novel", "harmonic", "ece_id", "ece_ood", "forgetting")
+
+
+class Row(NamedTuple):
+    """Runs that differ only in seed."""
+
+    label: str
+    method: str
+    alpha: float | None
+    seeds: tuple[int | None, ...]
+    splits: dict[str, Reading]
+    """Accuracy per split"""
+    values: dict[str, Reading]
+    """The words of `perdure.reporting` that the suite allows"""
+    trainable: int | None
+    seconds: Reading
+    """Training time"""
+
+
+class Pair(NamedTuple):
+    """The accuracy of the first row minus that of the second, on the same images."""
+
+    first: str
+    second: str
+    values: dict[str, Difference]
+    """Role of the splits ("id", "ood", ...), which are averaged, to the difference"""
+
+
+class Equal(NamedTuple):
+    """OOD accuracy of one method's curve at one ID accuracy."""
+
+    label: str
+    knob: Knob
+    grid: tuple[float, ...]
+    id: float
+    ood: Reading
+
+
+class Above(NamedTuple):
+    """How far a row lies above another method's curve, at the row's own ID accuracy."""
+
+    label: str
+    rival: str
+    knob: Knob
+    ood: Reading
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the scores of several runs say together; rows and pairs are in a fixed order."""
+
+    suite: str
+    definition: str
+    images: Mapping[str, int]
+    """Split to number of images"""
+    roles: Mapping[str, str]
+    """Split to role"""
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...] = ()
+    equal: tuple[Equal, ...] = ()
+    above: tuple[Above, ...] = ()
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown tables, accuracies in per cent."""
+        words = [word for word in WORDS if any(word in row.values for row in self.rows)]
+        # A role with a single split has that split's accuracy as its word.
+        roles = list(self.roles.values())
+        split_names = [name for name, role in self.roles.items() if roles.count(role) > 1]
+        sections = [
+            f"# {self.suite}\n\n"
+            f"Accuracy and 15-bin ECE in per cent, mean ± standard deviation over seeds; "
+            f"definition {self.definition[:12]}. Images per split: "
+            + ", ".join(f"{name} {n}" for name, n in self.images.items())
+            + ".",
+            table(
+                ["run", "seeds", *words, *split_names, "trainable", "seconds"],
+                [
+                    [
+                        row.label,
+                        str(len(row.seeds)),
+                        *(cell(row.values.get(word)) for word in words),
+                        *(cell(row.splits.get(name)) for name in split_names),
+                        "n/a" if row.trainable is None else f"{row.trainable:,}",
+                        "n/a" if row.seconds.mean is None else f"{row.seconds.mean:.0f}",
+                    ]
+                    for row in self.rows
+                ],
+            ),
+        ]
+        if self.pairs:
+            sections += [
+                "## Differences\n\nFirst minus second in points, with the 95 % interval of a "
+                "bootstrap over images, paired by image; it does not cover the choice of seeds.",
+                table(
+                    ["first", "second", *self.pairs[0].values],
+                    [[one.first, one.second, *map(gap, one.values.values())] for one in self.pairs],
+                ),
+            ]
+        if self.equal:
+            targets = sorted({one.id for one in self.equal})
+            by_row: dict[tuple[str, Knob, tuple[float, ...]], dict[float, Reading]] = {}
+            for one in self.equal:
+                by_row.setdefault((one.label, one.knob, one.grid), {})[one.id] = one.ood
+            sections += [
+                "## OOD accuracy at equal ID accuracy\n\nRead per seed between neighbouring "
+                "points of the knob, never extrapolated (n/a).",
+                table(
+                    ["run", "knob", "points", *(f"ID {100 * target:g}" for target in targets)],
+                    [
+                        [label, knob, ", ".join(f"{at:g}" for at in grid)]
+                        + [cell(read_at.get(target), of=True) for target in targets]
+                        for (label, knob, grid), read_at in by_row.items()
+                    ],
+                ),
+            ]
+        if self.above:
+            sections += [
+                "## Above the rival's curve\n\nPoints of OOD accuracy, at the run's own ID "
+                "accuracy, seed by seed.",
+                table(
+                    ["run", "rival", "knob", "above"],
+                    [
+                        [one.label, one.rival, one.knob, cell(one.ood, of=True, sign=True)]
+                        for one in self.above
+                    ],
+                ),
+            ]
+        return "\n\n".join(sections) + "\n"
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV: mean and sd of every value as shares, one line per row."""
+        words = [word for word in WORDS if any(word in row.values for row in self.rows)]
+        names = [*words, *(f"split:{name}" for name in self.images)]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        header = [f"{name}_{part}" for name in names for part in ("mean", "sd")]
+        writer.writerow(["run", "method", "alpha", "n", *header, "trainable", "seconds_mean"])
+        for row in self.rows:
+            readings = [row.values.get(word) for word in words]
+            readings += [row.splits.get(name) for name in self.images]
+            cells = [part for one in readings for part in ((one.mean, one.sd) if one else ("", ""))]
+            start = (row.label, row.method, row.alpha, len(row.seeds))
+            writer.writerow([*start, *cells, row.trainable, row.seconds.mean])
+        return text.getvalue()
+
+    def to_json(self) -> str:
+        """Return the whole report as one JSON object, values as shares."""
+        document: dict[str, Any] = {
+            "suite": self.suite,
+            "definition": self.definition,
+            "images": dict(self.images),
+            "roles": dict(self.roles),
+        }
+        for name in ("rows", "pairs", "equal", "above"):
+            document[name] = [_plain(one) for one in getattr(self, name)]
+        return json.dumps(document, indent=2)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,3 +190,14 @@ def gap(difference: Difference) -> str:
     """Print a difference of shares in points with its interval."""
     value, low, high = (100 * part for part in difference)
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _plain(value: Any) -> Any:
+    """Return named tuples as dictionaries, for JSON."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value

@@ -130,8 +130,8 @@ def test_differences_are_paired_by_image(runs: list[Path]) -> None:
         ("tracer", "zero-shot"),
     }
     flyp = next(pair for pair in pairs if pair.first == "flyp")
-    assert flyp.id.value == pytest.approx(0.35)
-    assert flyp.id.low < flyp.id.value < flyp.id.high
+    assert flyp.values["id"].value == pytest.approx(0.35)
+    assert flyp.values["id"].low < flyp.values["id"].value < flyp.values["id"].high
 
 
 def test_rows_of_one_method_are_told_apart_by_what_differs(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""The verbs that show: demo, report, list, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import columns, emit, emit_json, meter, numbers
+from .errors import TaskError, nearest
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results go.")] = Path(
+        "perdure-demo"
+    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Shorter training, fewer images; for a first look.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Show the whole story in minutes, offline.
+
+    Fine-tunes the bundled model on the embedded benchmark with FT, FLYP and TRACER, interpolates
+    each with its start, and writes a table, frontier.png, reliability.png and report.md. An earlier
+    demo at the same place is replaced.
+    """
+    from .demo import plan, run_demo, table
+
+    with meter(plan(quick).effort()) as shown:
+        rows = run_demo(out, quick=quick, meter=shown)
+    if json:
+        emit_json({"rows": rows})
+        return
+    emit(table(rows))
+    emit(f"\nWritten to {out}: report.md, frontier.png, reliability.png, one run per method")
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Evaluated runs, or directories of runs."),
+    ],
+    suite: Annotated[
+        str | None, typer.Option("--suite", metavar="NAME", help="Where runs have several.")
+    ] = None,
+    at_id: Annotated[
+        str | None,
+        typer.Option("--at-id", metavar="65,70,75", help="Compare at equal ID accuracy, per cent."),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="ROW", help="Row to compare with; all pairs without."),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="md|csv|json", help="How to print it.")
+    ] = "md",
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+) -> None:
+    """Compare evaluated runs over their seeds.
+
+    Mean, standard deviation and number of seeds; differences paired by image, with intervals; and
+    OOD accuracy at equal ID accuracy where runs were swept (perdure eval RUN --sweep) or merged
+    with their start.
+    """
+    forms = ("md", "csv", "json")
+    if form not in forms:
+        hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
+        raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
+    from .reporting import report as compare
+
+    percents = [] if at_id is None else numbers(at_id, float, "--at-id")
+    found = compare(runs, suite=suite, at_id=[value / 100 for value in percents], against=against)
+    if json or form == "json":
+        emit(found.to_json())
+    else:
+        emit((found.to_csv() if form == "csv" else found.to_markdown()).rstrip("\n"))
+
+
+def list_names(
+    what: Annotated[
+        str, typer.Argument(metavar="methods|recipes|suites|models", help="What to list.")
+    ],
+    json: Json = False,
+) -> None:
+    """List methods, recipes, suites or models."""
+    rows = _known(what)
+    if json:
+        emit_json([{"name": name, "summary": summary} for name, summary in rows])
+        return
+    emit(columns(["name", "summary"], rows, left=2))
+
+
+def _known(what: str) -> list[tuple[str, str]]:
+    """Return names and summaries of one kind; imports no torch."""
+    if what == "methods":
+        from .method import METHODS
+
+        return [(name, entry.summary) for name, entry in METHODS.items()]
+    if what == "recipes":
+        from .documents import list_recipes
+
+        return list_recipes()
+    if what == "suites":
+        from .data.suites import SUITES
+
+        return [(name, entry.summary) for name, entry in SUITES.items()]
+    if what == "models":
+        from .zoo import MODELS
+
+        return list(MODELS.items())
+    kinds = ("methods", "recipes", "suites", "models")
+    hint = nearest(what, kinds) or f"choose one of {', '.join(kinds)}."
+    raise typer.BadParameter(f"there is no list of {what!r}; {hint}", param_hint="WHAT")
+
+
+def show(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A name of `perdure list suites`.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="PNG", help="Picture; SUITE.png by default.")
+    ] = None,
+) -> None:
+    """Write a picture sheet of a suite's data."""
+    from .data.suites import suite as find_suite
+
+    found = find_suite(suite)
+    others = {split.dataset for split in found.splits} - {"emojishift"}
+    if others:
+        raise TaskError(
+            f"there is no picture sheet of {', '.join(sorted(others))}; "
+            "suites on emojishift have one."
+        )
+    from .data.emojishift import picture_sheet
+
+    emit(f"Wrote {picture_sheet(out or Path(f'{suite}.png'))}")

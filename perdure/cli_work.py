@@ -1,0 +1,262 @@
+"""The verbs that compute: train, eval, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import Meter, columns, emit, emit_json, meter, numbers, percent, say
+from .errors import nearest
+
+if TYPE_CHECKING:
+    from .evaluation import Scores
+    from .prediction import How
+    from .run import Run
+    from .subjects import Subject
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="YAML file, or a name of `perdure list recipes`."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="New run directory.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Override a value; may be repeated."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run at --out.")
+    ] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="0,1,2", help="Train into RUN/seed-0, RUN/seed-1, ..."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fine-tune a model as a recipe says.
+
+    Writes a run directory; Ctrl-C saves before it stops. The trained model in RUN/model loads in
+    plain open_clip.
+    """
+    from .recipe import load_recipe
+
+    given = tuple(overrides or ())
+    plans = [(out, load_recipe(recipe, given))]
+    if seeds is not None:
+        plans = [
+            (out / f"seed-{seed}", load_recipe(recipe, (*given, f"seed={seed}")))
+            for seed in numbers(seeds, int, "--seeds")
+        ]
+    # Only now, because it imports torch: a wrong recipe has been answered already.
+    from .run import Run
+    from .training import train as carry_out
+
+    if not resume:
+        for path, _ in plans:
+            Run(path).require_new()
+    runs = []
+    with meter(len(plans)) as shown:
+        for path, plan in plans:
+            count = _counter(shown, f"{path}:")
+            runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
+    if json:
+        emit_json({"runs": [_about(run) for run in runs]})
+        return
+    for run in runs:
+        emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
+    emit(f"Next: perdure eval {out} --suite emojishift")
+
+
+def _counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
+    """Return what tells the meter about every training step; one run is one unit."""
+    done = 0.0
+
+    def count(tick: Any, total: int) -> None:
+        nonlocal done
+        shown.describe(phase, f"step {tick.step} of {total}")
+        shown.advance(tick.step / total - done)
+        done = tick.step / total
+
+    return count
+
+
+def _about(run: Run) -> dict[str, Any]:
+    status = run.status()
+    kept = {key: status.get(key) for key in ("state", "step", "seconds", "trainable", "parameters")}
+    return {"path": str(run.path), "seed": run.recipe().seed, **kept}
+
+
+def evaluate(
+    subjects: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|MODEL", help="Runs, or names of models."),
+    ],
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="NAME", help="A name of `perdure list suites`.")
+    ] = "emojishift",
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Score the line of weights from zero-shot to the run.")
+    ] = False,
+    temperature: Annotated[
+        bool, typer.Option("--temperature", help="Also calibrate on `val`: ece_scaled, nll_scaled.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="At most N images per split.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="TAG|FILE", help="Weights, for an open_clip name."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="RUN", help="Keep a model's scores in a new run directory."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="CPU threads.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score runs or models on a suite.
+
+    A run keeps its scores in RUN/scores. A directory of runs stands for its runs. JSON is one
+    object for one subject, a list for more.
+    """
+    from .data.suites import suite as find_suite
+
+    chosen = find_suite(suite)
+    if out is not None and len(subjects) != 1:
+        raise typer.BadParameter(
+            f"it keeps one model, but {len(subjects)} are given.", param_hint="--out"
+        )
+    if sweep and (temperature or out is not None):
+        raise typer.BadParameter(
+            "it goes with neither --temperature nor --out.", param_hint="--sweep"
+        )
+    from .merging import merge as keep
+    from .prediction import How
+    from .runtime import Runtime
+    from .subjects import find, find_all
+
+    found = [one for name in subjects for one in find_all(name, weights)]
+    if out is not None:
+        found = [find(keep("zero-shot", found, out))]
+    runtime = Runtime(device, threads=threads)
+    how = How(root=data, limit=limit, runtime=runtime)
+    documents = []
+    for one in found:
+        document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
+        documents.append(document)
+        if not json:
+            emit(f"{one.name} on {suite}\n{lines}\n")
+    if json:
+        emit_json(documents[0] if len(documents) == 1 else documents)
+
+
+def _score(
+    subject: Subject, suite: Any, how: How, *, sweep: bool, temperature: bool
+) -> tuple[dict[str, Any], str]:
+    """Score one subject; return its JSON document and its table."""
+    from dataclasses import replace
+
+    from .evaluation import evaluate as score
+    from .evaluation import images_in
+    from .sweeping import ALPHAS, sweep_run
+
+    images = images_in(suite, how, temperature=temperature)
+    with meter(images * (len(ALPHAS) if sweep else 1)) as shown:
+
+        def count(scored: int) -> None:
+            shown.describe(f"{subject.name}: scoring")
+            shown.advance(scored)
+
+        how = replace(how, progress=count)
+        if sweep:
+            line = sweep_run(subject, suite, how=how)
+            points = [{"alpha": alpha, "splits": one.splits} for alpha, one in line.items()]
+            return {**line[1.0].to_dict(), "sweep": points}, _sweep_table(line)
+        scores = score(
+            subject,
+            suite,
+            temperature=temperature,
+            root=how.root,
+            limit=how.limit,
+            runtime=how.runtime,
+            progress=how.progress,
+        )
+    return scores.to_dict(), _score_table(scores)
+
+
+def _score_table(scores: Scores) -> str:
+    """One line per split, then the means over roles."""
+    from .records import summary
+
+    scaled = scores.conditions["temperature"] is not None
+    header = ["split", "role", "images", "accuracy", "95 % interval", "macro-F1", "ECE", "NLL"]
+    rows = []
+    for name, entry in scores.splits.items():
+        low, high = entry["interval"]
+        row = [name, entry["role"], str(entry["n"]), percent(entry["accuracy"])]
+        row += [f"{percent(low)}-{percent(high)}", percent(entry["macro_f1"])]
+        row += [percent(entry["ece"]), f"{entry['nll']:.3f}"]
+        rows.append(row + ([percent(entry["ece_scaled"])] if scaled else []))
+    words = ", ".join(f"{word} {percent(value)}" for word, value in summary(scores.splits).items())
+    return columns([*header, *(["ECE scaled"] if scaled else [])], rows, left=2) + f"\n{words}"
+
+
+def _sweep_table(line: dict[float, Scores]) -> str:
+    """One line per alpha."""
+    from .records import summary
+
+    values = {alpha: summary(scores.splits) for alpha, scores in sorted(line.items())}
+    words = list(next(iter(values.values())))
+    rows = [
+        [f"{alpha:g}", *(percent(one[word]) for word in words)] for alpha, one in values.items()
+    ]
+    return columns(["alpha", *words], rows)
+
+
+def merge(
+    kind: Annotated[str, typer.Argument(metavar="wise-ft|soup", help="How to merge.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN|MODEL", help="For wise-ft: zero-shot, then tuned."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="New run directory.")],
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="Share of the tuned weights, 0 to 1 (wise-ft).")
+    ] = None,
+    shares: Annotated[
+        str | None, typer.Option("--shares", metavar="1,1,2", help="Weight of each input (soup).")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make one model out of several.
+
+    wise-ft interpolates a fine-tuned model with its start, soup averages any number. The result is
+    a run: it can be evaluated, reported and merged again.
+    """
+    kinds = ("wise-ft", "soup")
+    if kind not in kinds:
+        hint = nearest(kind, kinds) or f"choose {' or '.join(kinds)}."
+        raise typer.BadParameter(f"no merge is called {kind!r}; {hint}", param_hint="KIND")
+    from .merging import merge as carry_out
+    from .records import document
+
+    parts: Sequence[float] | None = None if shares is None else numbers(shares, float, "--shares")
+    carry_out("wise-ft" if kind == "wise-ft" else "soup", inputs, out, alpha=alpha, shares=parts)
+    if json:
+        emit_json({"path": str(out), **document(out)})
+        return
+    emit(f"Wrote {out}\nNext: perdure eval {out} --suite emojishift")

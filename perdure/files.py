@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from .errors import RunError
 
 UNFINISHED = ".unfinished-"
@@ -82,20 +84,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that perdure has written.
 
     Raises:
-        RunError: If the file is missing or is not JSON.
+        RunError: If the file is missing or is not a JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(
             f"{path} does not exist; name a run directory or file that perdure has written."
         ) from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read ({error}); restore it or make it again.") from None
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise RunError(f"{path} holds a {kind} instead of an object; restore it or make it again.")
+    return value
 
 
 def flush(path: Path) -> None:
@@ -111,8 +117,8 @@ def flush(path: Path) -> None:
 def _reported(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise RunError(
             f"cannot write {path} ({reason}); what was there before is untouched. "
             "Free some space or write to another directory."

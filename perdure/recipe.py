@@ -63,7 +63,8 @@ class DataSpec(_Table):
     """"all", or the name of a part that the data set defines, such as "base" """
     templates: tuple[str, ...] | str | None = None
     """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
-    augment: Literal["none", "flip-shift", "crop"] = "none"
+    augment: Literal["none", "flip-shift", "crop", "crop-flip"] = "none"
+    """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,8 +130,7 @@ class Run:
         Raises:
             RunError: If there is none.
         """
-        status: dict[str, Any] = read_json(self.path / "status.json")
-        return status
+        return read_json(self.path / "status.json")
 
     def update_status(self, **values: Any) -> None:
         """Change some values of the status and keep the others."""
@@ -204,8 +203,7 @@ class Run:
                 f"{self.path} has no scores on {suite}; make them with "
                 f"`perdure eval {self.path} --suite {suite}`."
             )
-        scores: dict[str, Any] = read_json(path)
-        return scores
+        return read_json(path)
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -24,8 +24,9 @@ from ..inputs import Preprocess, Tokenizer, fill
 from .datasets import Dataset
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
-Augment = Literal["none", "flip-shift", "crop"]
-"""none; mirror and shift by up to 2 pixels; crop of .9 to 1 of the area, resized, and mirror"""
+Augment = Literal["none", "flip-shift", "crop", "crop-flip"]
+"""Nothing; mirror and shift by up to 2 pixels; crop of .9 to 1 of the area, resized (FLYP, CaRot);
+that and mirror (TRACER)."""
 
 _SHIFT = 2
 _CROP_AREA = (0.9, 1.0)
@@ -250,8 +251,12 @@ def _crop(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tens
             top = int(rng.integers(height - rows + 1))
             left = int(rng.integers(width - columns + 1))
             box = image[:, top : top + rows, left : left + columns]
-            return _mirror(_resize(box, (size, size), mode), rng)
-    return _mirror(fit(image, size, mode), rng)
+            return _resize(box, (size, size), mode)
+    return fit(image, size, mode)
+
+
+def _crop_flip(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
+    return _mirror(_crop(image, size, mode, rng), rng)
 
 
 def _mirror(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -267,5 +272,6 @@ AUGMENTS: dict[str, Callable[[Tensor, int, str, np.random.Generator], Tensor]] =
     "none": _keep,
     "flip-shift": _flip_shift,
     "crop": _crop,
+    "crop-flip": _crop_flip,
 }
 """From an image, the model's size and interpolation, and random numbers, to the image to use."""

@@ -48,7 +48,7 @@ def test_what_cannot_be_written_is_a_run_error_with_path_and_reason(tmp_path):
         files.write_json(tmp_path / "file" / "below.json", {})
 
 
-@pytest.mark.parametrize("content", [None, "{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [None, "{", "[1]", b"\xff\xfe"])
 def test_unreadable_json_is_a_run_error(tmp_path, content):
     path = tmp_path / "status.json"
     if content is not None:

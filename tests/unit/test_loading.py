@@ -48,7 +48,9 @@ def clip():
 
 def loader(clip, data=None, **options):
     options = {"batch_size": 4, "seed": 3, "trim": clip.trim} | options
-    return Loader(Toy() if data is None else data, clip.preprocess, clip.tokenizer, TEMPLATES, **options)
+    return Loader(
+        Toy() if data is None else data, clip.preprocess, clip.tokenizer, TEMPLATES, **options
+    )
 
 
 def equal(first, second):
@@ -164,14 +166,17 @@ def test_mirror_and_shift_move_pixels_and_invent_none():
     assert len(seen) == 10  # two directions, five shifts
 
 
-def test_crop_has_the_models_size_and_nearly_the_whole_picture():
+@pytest.mark.parametrize(("name", "mirrors"), [("crop", False), ("crop-flip", True)])
+def test_crop_has_the_models_size_and_nearly_the_whole_picture(name, mirrors):
     image = torch.zeros(3, 60, 80, dtype=torch.uint8)
     image[:, :, 40:] = 255
+    brighter = set()
     for index in range(50):
-        cropped = loading.AUGMENTS["crop"](image, 40, "bicubic", np.random.default_rng(index))
+        cropped = loading.AUGMENTS[name](image, 40, "bicubic", np.random.default_rng(index))
         assert cropped.shape == (3, 40, 40)
-        share = cropped.float().mean() / 255
-        assert 0.4 < share < 0.6
+        assert 0.4 < cropped.float().mean() / 255 < 0.6
+        brighter.add(bool(cropped[0, 0, 0] > cropped[0, 0, -1]))
+    assert brighter == ({False, True} if mirrors else {False})
     assert image[:, :, 40:].eq(255).all()
 
 

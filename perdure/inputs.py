@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,20 @@ class OpenClipTokenizer:
         tokens: Tensor = self._encode(list(texts))
         return tokens
 
+    def ids(self, text: str) -> list[int] | None:
+        """Return a text's ids without start, end and padding; None if words are not independent."""
+        by_word = getattr(self._encode, "bpe_ranks", None) and not self._encode.reduction_fn
+        return self._encode.encode(text) if by_word else None
+
+    def frame(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Add start, end and padding to ids, cutting those that are too long, (N, L)."""
+        import torch
+
+        first, last = self._encode.sot_token_id, self._encode.eot_token_id
+        room = self.context_length - 2
+        padded = [[first, *row[:room], last, *[0] * (room - len(row))] for row in rows]
+        return torch.tensor(padded, dtype=torch.int64).view(len(rows), self.context_length)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> OpenClipTokenizer:
         """Return itself: nothing in it changes, and copying a vocabulary costs megabytes."""
         return self
@@ -108,6 +123,58 @@ def fill(template: str, name: str) -> str:
             "as in 'a photo of a {}'."
         )
     return template.replace("{}", name)
+
+
+def tokenize_prompts(
+    tokenizer: Tokenizer, names: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """Tokenise every name in every template, (C, T, L).
+
+    Byte pairs never cross a word, so names and the two sides of a template are tokenised once each
+    and joined; texts where a word may cross the seam are tokenised whole. The ids are the same.
+
+    Raises:
+        TaskError: If a template has no place for the name.
+    """
+    texts = [fill(template, name) for name in names for template in templates]
+    rows: list[list[int] | None] = [None] * len(texts)
+    if isinstance(tokenizer, OpenClipTokenizer) and tokenizer.ids("") is not None:
+        middles = [tokenizer.ids(name) if _whole_words(name) else None for name in names]
+        sides = [_sides(tokenizer, template) for template in templates]
+        rows = [
+            None if middle is None or side is None else [*side[0], *middle, *side[1]]
+            for middle in middles
+            for side in sides
+        ]
+    left = [place for place, row in enumerate(rows) if row is None]
+    if not left:
+        assert isinstance(tokenizer, OpenClipTokenizer)
+        tokens = tokenizer.frame([row for row in rows if row is not None])
+    elif len(left) == len(texts):
+        tokens = tokenizer(texts)
+    else:
+        assert isinstance(tokenizer, OpenClipTokenizer)
+        tokens = tokenizer.frame([row or [] for row in rows])
+        tokens[left] = tokenizer([texts[place] for place in left])
+    return tokens.view(len(names), len(templates), -1)
+
+
+_PLAIN = frozenset(string.ascii_letters + string.digits + " ,.-()/:")
+"""Characters that the tokeniser's cleaning of texts leaves alone, apart from case and spaces"""
+
+
+def _whole_words(name: str) -> bool:
+    """Return whether a name starts and ends in a word, so that its neighbours cannot change it."""
+    return name[:1].isalnum() and name[-1:].isalnum() and set(name) <= _PLAIN
+
+
+def _sides(tokenizer: OpenClipTokenizer, template: str) -> tuple[list[int], list[int]] | None:
+    """Return the ids before and after the name; None if a word may cross either seam."""
+    before, after, *more = template.split("{}")
+    seams = (before == "" or before.endswith(" ")) and after[:1] in {"", " ", ".", ","}
+    if more or not seams or not set(template) - {"{", "}"} <= _PLAIN:
+        return None
+    return tokenizer.ids(before) or [], tokenizer.ids(after) or []
 
 
 def _encoder(vocabulary: str, context_length: int) -> Any:

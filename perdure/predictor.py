@@ -19,7 +19,14 @@ from . import towers
 from .batch import Pairs
 from .errors import SurgeryError, TaskError, WeightsError
 from .files import read_json, whole_directory, write_json
-from .inputs import OpenClipTokenizer, Preprocess, Tokenizer, fill, locate_vocabulary, merges_file
+from .inputs import (
+    OpenClipTokenizer,
+    Preprocess,
+    Tokenizer,
+    locate_vocabulary,
+    merges_file,
+    tokenize_prompts,
+)
 
 __all__ = ["ModelSource", "Pairs", "Predictor", "Preprocess", "Tokenizer"]
 
@@ -98,10 +105,11 @@ class Predictor(nn.Module):
         return _unit(self.clip.encode_image(images))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Embed tokens (N, L), unit rows (N, D); works on trimmed tokens."""
-        # On an accelerator reading the length would stall the queue: callers trim on the host.
-        if tokens.device.type == "cpu":
-            tokens = self.trim(tokens)
+        """Embed tokens (N, L), unit rows (N, D).
+
+        Takes trimmed tokens too, and faster. Trimming is the caller's, who has the tokens on the
+        host: reading their length here would make an accelerator wait.
+        """
         return _unit(towers.encode_text(self.clip, tokens))
 
     def trim(self, tokens: Tensor) -> Tensor:
@@ -119,8 +127,7 @@ class Predictor(nn.Module):
                 f"{len(names)} class names and {len(templates)} templates make no prompt; "
                 "at least one of each is needed."
             )
-        texts = [fill(template, name) for name in names for template in templates]
-        return self.tokenizer(texts).view(len(names), len(templates), -1)
+        return tokenize_prompts(self.tokenizer, names, templates)
 
     def class_features(self, prompts: Tensor) -> Tensor:
         """Embed prompts (C, T, L) and average over templates, unit rows (C, D); differentiable.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -25,20 +26,26 @@ class Teacher(nn.Module):
 
     Args:
         student: Its weights are the start; it is not kept.
-        mix: Share of the student in update k.
-        number: When update k happens. None for a teacher that stays at the start.
+        mix: Share of the student in update k; None for a teacher that stays at the start.
+        number: When update k happens.
+        bf16: Whether it embeds in bfloat16 whatever the student does. No gradient flows through
+            it, so only the targets get coarser.
     """
 
-    def __init__(self, student: Predictor, mix: Mix | None, number: Number) -> None:
+    def __init__(
+        self, student: Predictor, mix: Mix | None, number: Number, bf16: bool = False
+    ) -> None:
         super().__init__()
         self.average = Snapshot(trainable(student))
         self._mix = mix
         self._number = number
+        self._bf16 = bf16
 
     @torch.no_grad()
     def embed(self, student: Predictor, images: Tensor, tokens: Tensor) -> Pairs:
         """Embed with the teacher's weights, in evaluation mode and without gradient."""
-        with evaluating(student):
+        half = torch.autocast(images.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+        with evaluating(student), half:
             pairs: Pairs = run_at(student, self.average.values(), images, tokens)
         return pairs
 

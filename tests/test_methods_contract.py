@@ -34,7 +34,12 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
         {"teacher": "ema", "serve": "teacher", "stats": True},
         {"teacher": "static", "schedule": "cosine", "cross_norm_weight": 0.05},
         {"teacher": "uniform", "teacher_every": 4, "class_weight": 1, "orthogonality_weight": 0.1},
-        {"teacher_every": 4, "released": True, "interactive_weight": 0},
+        {
+            "teacher_every": 4,
+            "released": True,
+            "interactive_weight": 0,
+            "teacher_precision": "bf16",
+        },
         {"strength": 0},
     ),
 }

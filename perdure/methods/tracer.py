@@ -80,6 +80,9 @@ class Tracer:
     released: bool = False
     """Count updates instead of steps as kernel time, as the authors' code does; differs only where
     `teacher_every` is above 1, and then misses the right half of the kernel"""
+    teacher_precision: Literal["run", "bf16"] = "run"
+    """Of the teacher's embeddings: that of the run, or bfloat16, which is faster where the run is
+    fp32 and the processor has bfloat16; losses and averages stay fp32"""
     serve: Literal["student", "teacher"] = "student"
     """Which of the two the run delivers; the paper evaluates the student"""
     stats: bool = False
@@ -106,7 +109,8 @@ class Tracer:
             prompts = student.prompts(context.classes, context.templates)
         teacher = None
         if self.weights or self.serve == "teacher":
-            teacher = Teacher(student, *self._average(context.total_steps))
+            mix, number = self._average(context.total_steps)
+            teacher = Teacher(student, mix, number, bf16=self.teacher_precision == "bf16")
         return TracerLearner(student, self, context.total_steps, teacher, prompts)
 
     @property

@@ -301,6 +301,20 @@ def test_a_batch_normalised_teacher_uses_the_students_running_statistics() -> No
     assert found > 0
 
 
+def test_a_teacher_in_bfloat16_changes_the_targets_a_little_and_nothing_else() -> None:
+    fine, coarse = build(Tracer()), build(Tracer(teacher_precision="bf16"))
+    step_once(fine, batch(), 1)
+    step_once(coarse, batch(), 1)
+    one, two = fine(batch(), 2).terms, coarse(batch(), 2).terms
+    assert torch.equal(one["contrastive"], two["contrastive"])
+    assert not torch.equal(one["cross"], two["cross"])
+    assert coarse.teacher is not None
+    assert all(value.dtype == torch.float32 for value in coarse.teacher.average.values().values())
+    for name in TERMS:
+        torch.testing.assert_close(one[name], two[name], rtol=0.2, atol=0.05)
+        assert two[name].dtype == torch.float32
+
+
 def test_class_level_distillation_compares_all_classes_in_one_template_per_step() -> None:
     method = Tracer(**OFF | {"class_weight": 2.0}, strength=0.5)
     learner = build(method)

@@ -1,0 +1,76 @@
+"""Pixels and token ids: prompts joined from parts have the ids of whole texts."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from perdure.errors import TaskError, WeightsError
+from perdure.inputs import OpenClipTokenizer, fill, tokenize_prompts
+
+NAMES = [
+    "taco", "Fire Engine", "T-shirt", "jack-o'-lantern", "St. Bernard", "co. (ltd)", "café", "",
+    "7 up", "a &amp; b", "tench, Tinca tinca", "newt's eye", "'s", "it's", "<end_of_text> x",
+    "x" * 60, " spaced  out ", "3D object", "ice-cream/sorbet: cold",
+]  # fmt: skip
+TEMPLATES = [
+    "a photo of a {}", "{}", "a photo of a {}.", "itap of my {}!", "{}, a type of texture.",
+    "a {} in the wild.", "a photo of a{}", "the {}'s photo", "{}s", "a {} and a {}", "“{}”",
+    "a photo of a {}..", "an  image\tof {}", "a {}-like thing", "&lt;{}", "# {}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("vocabulary", "length"), [("clip", 77), ("emojishift", 20)])
+def test_joined_prompts_have_the_ids_of_whole_texts(vocabulary: str, length: int) -> None:
+    tokenizer = OpenClipTokenizer(vocabulary, length)
+    texts = [fill(template, name) for name, template in itertools.product(NAMES, TEMPLATES)]
+    found = tokenize_prompts(tokenizer, NAMES, TEMPLATES)
+    assert found.shape == (len(NAMES), len(TEMPLATES), length)
+    assert found.dtype == torch.int64
+    assert torch.equal(found.flatten(0, 1), tokenizer(texts))
+
+
+@pytest.mark.parametrize("names", [["taco", "tiger"], ["café", "“x”"]])
+def test_all_or_none_may_be_joined(names: list[str]) -> None:
+    tokenizer = OpenClipTokenizer("emojishift", 20)
+    found = tokenize_prompts(tokenizer, names, ["a {}", "{}"])
+    texts = [text for name in names for text in (f"a {name}", name)]
+    assert torch.equal(found.flatten(0, 1), tokenizer(texts))
+
+
+def test_imagenet_prompts_are_joined_exactly() -> None:
+    import open_clip
+
+    tokenizer = OpenClipTokenizer("clip", 77)
+    names = open_clip.IMAGENET_CLASSNAMES[::10]
+    templates = [make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    texts = [template.format(name) for name in names for template in templates]
+    found = tokenize_prompts(tokenizer, names, templates)
+    assert torch.equal(found.flatten(0, 1), tokenizer(texts))
+
+
+def test_other_tokenizers_get_whole_texts() -> None:
+    class Lengths:
+        vocabulary = None
+        context_length = 1
+
+        def __call__(self, texts: list[str]) -> Tensor:
+            return torch.tensor([[len(text)] for text in texts])
+
+    found = tokenize_prompts(Lengths(), ["ab", "c"], ["{}", "a {}"])  # type: ignore[arg-type]
+    assert found.tolist() == [[[2], [4]], [[1], [3]]]
+
+
+def test_a_template_needs_a_place_for_the_name() -> None:
+    with pytest.raises(TaskError, match=r"'a photo' has no place"):
+        tokenize_prompts(OpenClipTokenizer("emojishift", 20), ["taco"], ["{}", "a photo"])
+
+
+def test_vocabularies_have_sizes_and_unknown_ones_are_refused() -> None:
+    assert OpenClipTokenizer("clip", 77).size == 49408
+    assert OpenClipTokenizer("emojishift", 20).size == 1715
+    with pytest.raises(WeightsError, match="no vocabulary 'klingon'"):
+        OpenClipTokenizer("klingon", 77)

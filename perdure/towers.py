@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import TaskError, WeightsError
@@ -33,12 +38,84 @@ def build(model_config: Mapping[str, Any]) -> nn.Module:
         if "hf_model_name" in config["text_cfg"]:
             config["text_cfg"]["hf_model_pretrained"] = False
         model: nn.Module = (CustomTextCLIP if custom else CLIP)(**config)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         raise WeightsError(
             f"cannot build a CLIP from this configuration: {error}; expected open_clip's "
             "model_cfg with embed_dim, vision_cfg and text_cfg."
         ) from error
     return model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, on the CPU, from safetensors or a plain torch checkpoint.
+
+    Unwraps `{"state_dict": ...}` and the "module." prefix of data-parallel training. Pickled
+    objects are refused: unpickling them would run code from the file.
+
+    Raises:
+        WeightsError: If the file is missing, damaged, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"no file {path}; expected .safetensors, or a checkpoint of torch.save(state_dict)."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of doubts about the format; it may yet be fine
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise WeightsError(
+            f"cannot read weights from {path} ({reason}). Allowed are safetensors files and "
+            "checkpoints that hold tensors only; TorchScript archives and pickled models are "
+            "refused because loading them would run their code. "
+            "Save model.state_dict() with safetensors and use that file."
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    plain = isinstance(content, dict) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
+    if not plain or len(content) == 0:
+        raise WeightsError(
+            f"{path} holds no plain state dict; expected a mapping of names to tensors. "
+            "Save model.state_dict() alone."
+        )
+    if all(key.startswith("module.") for key in content):
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+def fill(clip: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Load a state dict into a CLIP; every tensor must find its place.
+
+    Raises:
+        WeightsError: If one is missing, unexpected or of another shape; names the first three.
+    """
+    # Present in OpenAI's and older files, but not weights.
+    for name in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
+        state.pop(name, None)
+    own = clip.state_dict()
+    for name in ("logit_scale", "logit_bias"):  # () or (1,), depending on the version
+        if name in state and name in own and state[name].numel() == own[name].numel():
+            state[name] = state[name].reshape(own[name].shape)
+    wrong = [f"missing {name}" for name in own if name not in state]
+    wrong += [f"unexpected {name}" for name in state if name not in own]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise WeightsError(
+            f"the weights of {where} do not fit the architecture: {'; '.join(wrong[:3])}{more}. "
+            "Name the architecture they were trained with."
+        )
+    clip.load_state_dict(state)
 
 
 def text_tower(clip: nn.Module) -> nn.Module:

@@ -5,8 +5,6 @@ Torch and open_clip are imported when a model is built, so that the list of mode
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from .errors import WeightsError, nearest
 from .files import read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from .predictor import Predictor
 
@@ -113,53 +111,6 @@ def random_clip(seed: int = 0, **overrides: Any) -> Predictor:
     return _describe(clip, "random-clip", str(seed), config, pixels, "emojishift")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, on the CPU, from safetensors or a plain torch checkpoint.
-
-    Unwraps `{"state_dict": ...}` and the "module." prefix of data-parallel training. Pickled
-    objects are refused: unpickling them would run code from the file.
-
-    Raises:
-        WeightsError: If the file is missing, damaged, or holds more than tensors.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise WeightsError(
-            f"no file {path}; expected .safetensors, or a checkpoint of torch.save(state_dict)."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of doubts about the format; it may yet be fine
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise WeightsError(
-            f"cannot read weights from {path} ({reason}). Allowed are safetensors files and "
-            "checkpoints that hold tensors only; TorchScript archives and pickled models are "
-            "refused because loading them would run their code. "
-            "Save model.state_dict() with safetensors and use that file."
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    tensors = isinstance(content, dict) and all(
-        hasattr(value, "shape") for value in content.values()
-    )
-    if not content or not tensors:
-        raise WeightsError(
-            f"{path} holds no plain state dict; expected a mapping of names to tensors. "
-            "Save model.state_dict() alone."
-        )
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return dict(content)
-
-
 def _open_architecture(name: str, weights: str | None) -> Predictor:
     """Build an architecture that open_clip knows by name, with weights from a tag or file."""
     import open_clip
@@ -187,12 +138,12 @@ def _open_architecture(name: str, weights: str | None) -> Predictor:
             f"no weights {weights!r} for {name}; {nearest(weights, tags)} allowed are its tags "
             f"({', '.join(tags) or 'it has none'}), the path of a state dict, and 'random'."
         )
-    from .towers import build
+    from .towers import build, fill, read_weights
 
     config = open_clip.get_model_config(name)
     clip = build(config)
     if weights != "random":
-        _fill(clip, read_weights(Path(weights)), weights)
+        fill(clip, read_weights(Path(weights)), weights)
     # The same pixels for all tags of an architecture, and so for weights that descend from them.
     pixels = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}
     return _describe(clip, name, weights, config, pixels)
@@ -237,7 +188,7 @@ def _create(name: str, tag: str | None, *, quick_gelu: bool) -> Predictor:
 
 def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
     """Open a directory in open_clip's layout, without network."""
-    from .towers import build
+    from .towers import build, fill, read_weights
 
     files = [path / file for file in _WEIGHTS if (path / file).is_file()]
     if weights is not None:
@@ -251,37 +202,12 @@ def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
     if not isinstance(record, dict) or "model_cfg" not in record:
         raise WeightsError(f"{path / _CONFIG} has no model_cfg; expected open_clip's description.")
     clip = build(record["model_cfg"])
-    _fill(clip, read_weights(files[0]), str(files[0]))
+    fill(clip, read_weights(files[0]), str(files[0]))
     extra = record.get("perdure", {})
     return _describe(
         clip, name, weights or "", record["model_cfg"], record.get("preprocess_cfg", {}),
         extra.get("vocabulary"), path,
     )  # fmt: skip
-
-
-def _fill(clip: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Load a state dict into a CLIP; every tensor must find its place."""
-    # Present in OpenAI's and older files, but not weights.
-    for name in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
-        state.pop(name, None)
-    own = clip.state_dict()
-    for name in ("logit_scale", "logit_bias"):  # () or (1,), depending on the version
-        if name in state and name in own and state[name].numel() == own[name].numel():
-            state[name] = state[name].reshape(own[name].shape)
-    wrong = [f"missing {name}" for name in own if name not in state]
-    wrong += [f"unexpected {name}" for name in state if name not in own]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise WeightsError(
-            f"the weights of {where} do not fit the architecture: {'; '.join(wrong[:3])}{more}. "
-            "Name the architecture they were trained with."
-        )
-    clip.load_state_dict(state)
 
 
 def _describe(

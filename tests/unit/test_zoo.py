@@ -169,7 +169,7 @@ def test_files_that_run_code_are_refused(
     assert "foreign" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}])
+@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {1: torch.ones(1)}, torch.ones(2)])
 def test_files_without_a_state_dict_are_refused(arch: str, content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(WeightsError, match="no plain state dict"):

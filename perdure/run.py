@@ -116,6 +116,8 @@ class Run:
             RunError: If the run is not finished.
             WeightsError: If its files are damaged.
         """
+        if not self.path.exists():
+            raise RunError(f"{self.path} does not exist; name the directory of a finished run.")
         if not self.finished:
             raise RunError(
                 f"{self.path} holds no finished run: it has no predictor/. "

@@ -260,3 +260,20 @@ def test_only_square_images(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps(record))
     with pytest.raises(WeightsError, match="only square"):
         zoo.load(str(tmp_path))
+
+
+def test_the_bundled_model_opens_here_and_in_plain_open_clip(tmp_path: Path) -> None:
+    predictor = zoo.load("perdure-tiny")
+    count = sum(parameter.numel() for parameter in predictor.parameters())
+    assert zoo.MODELS["perdure-tiny"].startswith(f"{count:,} parameters")
+    assert predictor.tokenizer.vocabulary == "emojishift"
+    assert predictor.preprocess.size == 40
+    assert all(parameter.dtype == torch.float32 for parameter in predictor.parameters())
+    predictor.export_open_clip(tmp_path / "model")
+    images, tokens = torch.randn(2, 3, 40, 40), predictor.tokenizer(["a taco", "a tiger"])
+    bundled = Path(zoo.__file__).parent / "assets" / "perdure-tiny"
+    for path in (tmp_path / "model", bundled):
+        plain = open_clip.create_model(f"local-dir:{path}").eval()
+        with torch.no_grad():
+            assert torch.equal(plain.encode_image(images), predictor.clip.encode_image(images))
+            assert torch.equal(plain.encode_text(tokens), predictor.clip.encode_text(tokens))

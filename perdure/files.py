@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from .errors import RunError
 
 UNFINISHED = ".unfinished-"
-"""Prefix of everything that is still being written; safe to delete when no run is writing."""
+"""Prefix of everything that is still being written"""
 
 
 @contextmanager
@@ -102,6 +102,15 @@ def read_json(path: Path) -> dict[str, Any]:
         kind = type(value).__name__
         raise RunError(f"{path} holds a {kind} instead of an object; restore it or make it again.")
     return value
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left half-written in `folder`."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

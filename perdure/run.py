@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from . import states
 from .documents import parse_yaml
 from .errors import RunError, SurgeryError
-from .files import read_json, whole_directory, write_json, write_text
+from .files import read_json, remove_unfinished, whole_directory, write_json, write_text
 from .predictor import Predictor
 from .recipe import Recipe, differences, dump_recipe, parse_recipe
 from .runtime import Runtime
@@ -191,6 +191,7 @@ class Run:
         predictor.save(self.path / "predictor")
         if not keep_states:
             shutil.rmtree(self.states, ignore_errors=True)
+        remove_unfinished(self.path)
         self.update_status(state="finished", note=note, **status)
 
     def scores(self, suite: str) -> dict[str, Any]:

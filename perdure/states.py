@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .errors import RunError
-from .files import UNFINISHED, read_json, whole_directory, write_json
+from .files import read_json, remove_unfinished, whole_directory, write_json
 
 FORMAT = 1
 """Version of the saved form"""
@@ -107,9 +107,10 @@ def prune_states(folder: Path, keep: int, also: Iterable[int | None] = ()) -> No
     """Delete all but the newest `keep` whole states and those of the steps `also`."""
     states = complete_states(folder)
     kept = {path.name for path in states[-keep:]} | {f"step_{step:08d}" for step in also if step}
-    for path in folder.iterdir():
-        if path.name not in kept and path.name.startswith(("step_", UNFINISHED)):
+    for path in folder.glob("step_*"):
+        if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
+    remove_unfinished(folder)
 
 
 def state_of(folder: Path, step: int) -> Path:

@@ -42,6 +42,14 @@ def test_a_new_directory_replaces_the_old_one_with_all_its_files(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_what_a_kill_left_behind_goes_and_all_else_stays(tmp_path):
+    (tmp_path / f"{files.UNFINISHED}7-status.json").write_text("half")
+    (tmp_path / f"{files.UNFINISHED}7-model" / "deep").mkdir(parents=True)
+    files.write_json(tmp_path / "status.json", {})
+    files.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
 def test_what_cannot_be_written_is_a_run_error_with_path_and_reason(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*file/below\.json \(Not a directory\)"):

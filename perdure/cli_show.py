@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .console import columns, emit, emit_json, meter, numbers
+from .console import columns, emit, emit_json, meter, numbers, percent
 from .errors import TaskError, nearest
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -28,15 +29,41 @@ def demo(
     each with its start, and writes a table, frontier.png, reliability.png and report.md. An earlier
     demo at the same place is replaced.
     """
-    from .demo import plan, run_demo, table
+    from .demo import plan, run_demo
 
     with meter(plan(quick).effort()) as shown:
         rows = run_demo(out, quick=quick, meter=shown)
     if json:
         emit_json({"rows": rows})
         return
-    emit(table(rows))
+    emit(_demo_table(rows))
     emit(f"\nWritten to {out}: report.md, frontier.png, reliability.png, one run per method")
+
+
+def _demo_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows for a terminal: per cent, without most of the interpolations."""
+    start = rows[0]
+    shifted = [name for name in start["splits"] if name != "id"]
+    header = ["model", "ID", *shifted, "OOD", "ECE ID", "ECE OOD", "forgotten", "seconds"]
+    lines = []
+    for row in rows:
+        if row["alpha"] not in (None, 0.5):
+            continue
+        half = "" if row["alpha"] is None else f" + WiSE {row['alpha']:g}"
+        lost = "-" if row is start else percent(start["ood"] - row["ood"])
+        lines.append(
+            [
+                row["method"] + half,
+                percent(row["id"]),
+                *(percent(row["splits"][name]["accuracy"]) for name in shifted),
+                percent(row["ood"]),
+                percent(row["ece_id"]),
+                percent(row["ece_ood"]),
+                lost,
+                f"{row['seconds']:.0f}",
+            ]
+        )
+    return columns(header, lines)
 
 
 def report(

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from .comparison import Curve, Point
-from .console import Meter, columns, percent
+from .console import Meter
 from .errors import RunError
-from .evaluation import Outcomes, Scores, evaluate
+from .evaluation import Scores, evaluate
 from .figures import Confidence, frontier, reliability
 from .files import write_json, write_text
 from .merging import merge
@@ -40,6 +40,9 @@ STEP_COST: Mapping[str, float] = {"ft": 0.13, "flyp": 0.15, "tracer": 0.18}
 IMAGE_COST = 1 / 1400
 """Rough seconds to score an image on one core"""
 
+RENDER_COST = 9.0
+"""Rough seconds until all test images are drawn, which happens when they are first looked at"""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,7 +58,7 @@ class Plan:
         """Return rough seconds on one core, for the progress bar."""
         steps = 20 * self.epochs
         scored = 6 * self.limit * (1 + len(STEP_COST) * len(self.alphas))
-        return steps * sum(STEP_COST.values()) + scored * IMAGE_COST
+        return RENDER_COST + steps * sum(STEP_COST.values()) + scored * IMAGE_COST
 
 
 FULL = Plan(epochs=10, alphas=ALPHAS[1:], limit=1600)
@@ -104,12 +107,15 @@ def run_demo(
     _take_over(out)
     meter = meter or _Silent()
     start = merge("zero-shot", [model], out / "zero-shot")
-    meter.describe("zero-shot: scoring")
+    meter.describe("zero-shot: drawing and scoring")
+
+    def first(images: int) -> None:
+        meter.advance(images * (IMAGE_COST + RENDER_COST / (6 * chosen.limit)))
 
     def scored(images: int) -> None:
         meter.advance(images * IMAGE_COST)
 
-    zero_shot = evaluate(start, SUITE, limit=chosen.limit, progress=scored)
+    zero_shot = evaluate(start, SUITE, limit=chosen.limit, progress=first)
     rows = [_row("zero-shot", None, None, zero_shot, trainable=0, seconds=0.0)]
     curves: dict[str, dict[float, Scores]] = {}
     for name, recipe in recipes.items():
@@ -127,32 +133,6 @@ def run_demo(
     write_text(out / "report.md", _page(out, quick, zero_shot))
     write_json(out / MARKER, {"state": "finished", "quick": quick, "rows": rows})
     return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows for a terminal: per cent, without most of the interpolations."""
-    start = rows[0]
-    shifted = [name for name in start["splits"] if name != "id"]
-    header = ["model", "ID", *shifted, "OOD", "ECE ID", "ECE OOD", "forgotten", "seconds"]
-    lines = []
-    for row in rows:
-        if row["alpha"] not in (None, 0.5):
-            continue
-        half = "" if row["alpha"] is None else f" + WiSE {row['alpha']:g}"
-        lost = "-" if row is start else percent(start["ood"] - row["ood"])
-        lines.append(
-            [
-                row["method"] + half,
-                percent(row["id"]),
-                *(percent(row["splits"][name]["accuracy"]) for name in shifted),
-                percent(row["ood"]),
-                percent(row["ece_id"]),
-                percent(row["ece_ood"]),
-                lost,
-                f"{row['seconds']:.0f}",
-            ]
-        )
-    return columns(header, lines)
 
 
 def _train(name: str, recipe: Recipe, out: Path, plan: Plan, meter: Meter) -> Run:
@@ -234,8 +214,8 @@ def _draw(
     reliability(
         {
             name: {
-                "ID": _joined(scores.outcomes, ["id"]),
-                "OOD": _joined(scores.outcomes, shifted),
+                "ID": _joined(scores, ["id"]),
+                "OOD": _joined(scores, shifted),
             }
             for name, scores in panels.items()
         },
@@ -244,11 +224,12 @@ def _draw(
     )
 
 
-def _joined(outcomes: Mapping[str, Outcomes], names: Sequence[str]) -> Confidence:
-    """Join the images of several splits."""
+def _joined(scores: Scores, names: Sequence[str]) -> Confidence:
+    """Join the images of several splits, and average their calibration errors."""
     return Confidence(
-        np.concatenate([outcomes[name].confidence for name in names]),
-        np.concatenate([outcomes[name].correct for name in names]),
+        np.concatenate([scores.outcomes[name].confidence for name in names]),
+        np.concatenate([scores.outcomes[name].correct for name in names]),
+        float(np.mean([scores[name]["ece"] for name in names])),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .comparison import Curve
-from .metrics import ece_from_confidence, reliability_bins
+from .metrics import reliability_bins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6
 """Okabe and Ito's palette, told apart with colour blindness and in print."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+FEW = 10
+"""Fewer images than these make no point of a reliability diagram"""
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -46,6 +49,9 @@ class Confidence(NamedTuple):
     """Largest class probability per image, (N,), in [0, 1]"""
     correct: NDArray[np.bool_]
     """(N,)"""
+    error: float
+    """Calibration error to print, in [0, 1]; of several sets the mean of their errors, which is
+    larger than the error of the joined images where the sets err in opposite directions"""
 
 
 def frontier(
@@ -99,6 +105,8 @@ def frontier(
                 textcoords="offset points",
                 color=colour,
                 fontweight="bold",
+                path_effects=_halo(),
+                zorder=6,
             )
             if 0.5 in alphas and method == methods[-1]:
                 middle = alphas.index(0.5)
@@ -110,6 +118,7 @@ def frontier(
                     color=colour,
                     fontsize=8,
                     ha="center",
+                    path_effects=_halo(),
                 )
         start = (100 * zero_shot[0], 100 * zero_shot[1])
         axes.plot(*start, marker="*", markersize=15, color="#222222", linestyle="none", zorder=5)
@@ -135,11 +144,11 @@ def reliability(
 ) -> Path:
     """Draw accuracy against confidence, one panel per method with an ID and an OOD line.
 
-    Below each diagram stands the share of images in each confidence bin.
+    Below each diagram stands the share of images in each confidence bin. Bins of fewer than
+    `FEW` images have no point.
 
     Args:
-        panels: Method to "ID" and "OOD" outcomes; OOD joins the images of all shifted sets, so its
-            error differs from the mean of the sets' errors.
+        panels: Method to "ID" and "OOD" outcomes; OOD joins the images of all shifted sets.
         out: PNG to write.
         suite: Name for the title.
         bins: Equal-width bins of the confidence.
@@ -156,10 +165,9 @@ def reliability(
             upper: Axes = grid[0][column]
             lower: Axes = grid[1][column]
             upper.plot([0, 100], [0, 100], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
-            for role, (confidence, correct) in outcomes.items():
-                error = ece_from_confidence(confidence, correct, bins)
+            for role, (confidence, correct, error) in outcomes.items():
                 binned = reliability_bins(confidence, correct, bins)
-                full = binned.size > 0
+                full = binned.size >= FEW
                 upper.plot(
                     100 * binned.confidence[full],
                     100 * binned.accuracy[full],
@@ -187,7 +195,8 @@ def reliability(
         figure.suptitle(
             f"{suite}: confidence against accuracy ("
             + ", ".join(f"{role} {n:,} images" for role, n in total.items())
-            + f", {bins} bins; on the dashed line a model is as often right as it says)",
+            + f", {bins} bins; OOD: ECE is the mean over its sets)\n"
+            "on the dashed line a model is as often right as it says, below it is too sure",
             fontsize=10,
             x=0.01,
             ha="left",
@@ -217,6 +226,13 @@ def _mean_curve(curves: Sequence[Curve]) -> tuple[list[float], list[float], list
     xs = [100 * float(np.mean([points[at].id for points in by_seed])) for at in shared]
     ys = [100 * float(np.mean([points[at].ood for points in by_seed])) for at in shared]
     return shared, xs, ys
+
+
+def _halo() -> list[Any]:
+    """Return a white edge that keeps text readable across lines."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=3, foreground="white")]
 
 
 def _repeat(values: Sequence[str]) -> Iterator[str]:

@@ -41,8 +41,8 @@ def test_more_methods_than_colours_are_drawn(tmp_path: Path) -> None:
 
 
 def test_reliability_accepts_empty_bins(tmp_path: Path) -> None:
-    sure = Confidence(np.array([0.99, 1.0], dtype=np.float32), np.array([True, False]))
-    spread = Confidence(np.linspace(0.01, 1, 50, dtype=np.float32), np.arange(50) > 20)
+    sure = Confidence(np.array([0.99, 1.0], dtype=np.float32), np.array([True, False]), 0.5)
+    spread = Confidence(np.linspace(0.01, 1, 50, dtype=np.float32), np.arange(50) > 20, 0.1)
     out = reliability(
         {"zero-shot": {"ID": spread, "OOD": sure}, "ft": {"ID": sure, "OOD": spread}},
         tmp_path / "reliability.png",

@@ -38,8 +38,8 @@ class Plan(NamedTuple):
     """Whether its weights can be interpolated with the start"""
 
 
-CONTRASTIVE = (1.5e-4, 3e-4, 6e-4, 1.2e-3)
-TOWER = (2.5e-4, 5e-4, 1e-3, 2e-3)
+CONTRASTIVE = (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3)
+TOWER = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
 
 PLANS = {
     "flyp": Plan(CONTRASTIVE),

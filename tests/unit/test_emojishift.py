@@ -150,3 +150,13 @@ def test_picture_sheet_shows_every_split(tmp_path):
     path = picture_sheet(tmp_path / "new" / "sheet.png", columns=3)
     with Image.open(path) as sheet:
         assert sheet.height > 80 * (len(SPLITS) + len(RETRIEVAL) + len(DOMAINS))
+
+
+def test_the_documented_coverage_is_the_one_that_was_trained_on():
+    page = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    for vendor, row in zip(VENDORS, covered()[:, : len(CLASSES)], strict=True):
+        line = next(line for line in page.splitlines() if line.startswith(f"| {vendor} |"))
+        _, _, count, missing, _ = line.split("|")
+        assert int(count) == row.sum()
+        unseen = [name for name, seen in zip(CLASSES, row, strict=True) if not seen]
+        assert missing.strip() == ", ".join(unseen)

@@ -155,12 +155,15 @@ def evaluate(
     runtime = Runtime(device, threads=threads)
     how = How(root=data, limit=limit, runtime=runtime)
     documents = []
-    for one in found:
-        document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
-        documents.append(document)
-        if not json:
-            emit(f"{one.name} on {suite}\n{lines}\n")
-    if json:
+    try:
+        for one in found:
+            document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
+            documents.append(document)
+            if runtime.is_main and not json:
+                emit(f"{one.name} on {suite}\n{lines}\n")
+    finally:
+        runtime.close()
+    if runtime.is_main and json:
         emit_json(documents[0] if len(documents) == 1 else documents)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import metrics
+from . import __version__, metrics
 from .data.datasets import templates_for
 from .data.suites import Suite
 from .data.suites import suite as find_suite
@@ -186,6 +186,7 @@ def evaluate_points(
                 outputs.labels, outputs.logits.argmax(axis=1), confidence.astype(np.float32)
             )
     common = {
+        "perdure": __version__,
         "definition": suite.definition,
         "templates_sha256": _hash(templates_for(suite.templates)),
         "transform": asdict(predictor.preprocess),

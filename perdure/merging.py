@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
 from .errors import RunError, WeightsError
 from .files import whole_directory, write_json, write_text
 from .predictor import Predictor
+from .run import Run, environment
+from .runtime import Runtime
 from .subjects import Subject, find, sha256_of
 from .weights import lerp
-
-if TYPE_CHECKING:
-    from .run import Run
 
 Kind = Literal["wise-ft", "soup", "zero-shot"]
 
@@ -116,6 +115,7 @@ def merge(
         merged.save(fresh / "predictor")
         merged.export_open_clip(fresh / "model")
         write_text(fresh / "merge.yaml", yaml.safe_dump(document, sort_keys=False))
+        write_json(fresh / "env.json", environment(Runtime("cpu")))
         write_json(fresh / "status.json", {"state": "finished"})
     return out
 

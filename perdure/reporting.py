@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +23,12 @@ from .groups import Family, Group, check_comparable, families, group, zero_shot
 from .records import Record, expand, hint, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
 
+if TYPE_CHECKING:
+    from .run import Run
+
 
 def report(
-    runs: Sequence[Path | str],
+    runs: Sequence[Run | Path | str],
     *,
     suite: str | None = None,
     at_id: Sequence[float] = (),
@@ -34,7 +37,7 @@ def report(
     """Compare evaluated runs.
 
     Args:
-        runs: Run directories, or directories of `seed-N` runs; their order does not matter.
+        runs: Runs, their directories, or directories of runs; the order does not matter.
         suite: Which scores to read; may be None where all runs have scores of one suite only.
         at_id: ID accuracies, shares in [0, 1], at which curves are compared.
         against: Label of the row that differences and curves are taken against; all pairs and no
@@ -45,7 +48,7 @@ def report(
     """
     if not runs:
         raise RunError("No runs given. Name at least one run directory: perdure report RUN ...")
-    records = [read(path, suite) for path in expand([Path(run) for run in runs])]
+    records = [read(path, suite) for path in expand([_path(run) for run in runs])]
     check_comparable(records)
     groups = group(records)
     labels = [one.label for one in groups]
@@ -70,6 +73,10 @@ def report(
         ),
         above=() if against is None else _above(groups, drawn, against),
     )
+
+
+def _path(run: Run | Path | str) -> Path:
+    return Path(run) if isinstance(run, (str, Path)) else run.path
 
 
 def _row(one: Group, start: Record | None) -> Row:

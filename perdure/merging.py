@@ -49,9 +49,8 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
         raise WeightsError(
             f"alpha is {alpha}, but must lie in [0, 1]: 0 is zero-shot, 1 the fine-tuned model."
         )
-    return _average(
-        iter((zero_shot, tuned)), (1.0 - alpha, alpha), _shared_head((zero_shot, tuned))
-    )
+    ends = (zero_shot, tuned)
+    return _average(iter(ends), (1.0 - alpha, alpha), _shared_head(ends))
 
 
 def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) -> Predictor:
@@ -76,10 +75,10 @@ def merge(
     *,
     alpha: float | None = None,
     shares: Sequence[float] | None = None,
-) -> Path:
+) -> Run:
     """Merge runs or named models into a new run directory that can be evaluated like any other.
 
-    Members are read one after another, so that two models fit in memory is enough.
+    Members are read one after another: memory for three models is enough for any number.
 
     Args:
         kind: "wise-ft" (zero-shot first, tuned second), "soup", or "zero-shot", which keeps one
@@ -90,8 +89,8 @@ def merge(
         shares: Weights of the members of a soup; equal by default.
 
     Returns:
-        `out`: `merge.yaml` names the inputs with their hashes, `predictor/` and `model/` are as
-        in a trained run.
+        The new run: `merge.yaml` names the inputs with their hashes, `predictor/` and `model/` are
+        as in a trained run.
 
     Raises:
         RunError: If `out` exists or an input is no run.
@@ -117,7 +116,7 @@ def merge(
         write_text(fresh / "merge.yaml", yaml.safe_dump(document, sort_keys=False))
         write_json(fresh / "env.json", environment(Runtime("cpu")))
         write_json(fresh / "status.json", {"state": "finished"})
-    return out
+    return Run(out)
 
 
 def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | None) -> Predictor:

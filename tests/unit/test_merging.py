@@ -131,7 +131,7 @@ def saved_run(path: Path, predictor: Predictor, seed: int) -> Path:
 
 def test_merge_writes_a_run_that_names_its_inputs(tmp_path: Path) -> None:
     runs = [saved_run(tmp_path / f"seed-{n}", with_head(random_clip(n)), n) for n in range(2)]
-    out = merge("wise-ft", runs, tmp_path / "merged", alpha=0.25)
+    out = merge("wise-ft", runs, tmp_path / "merged", alpha=0.25).path
     document = yaml.safe_load((out / "merge.yaml").read_text())
     assert document["kind"] == "wise-ft"
     assert document["alpha"] == 0.25
@@ -141,7 +141,7 @@ def test_merge_writes_a_run_that_names_its_inputs(tmp_path: Path) -> None:
     loaded = Predictor.load(out / "predictor").state_dict()
     assert all(close(loaded[name], value) for name, value in expected.items())
     assert (out / "model" / "open_clip_config.json").is_file()
-    again = merge("soup", [out, runs[0]], tmp_path / "soup")
+    again = merge("soup", [out, runs[0]], tmp_path / "soup").path
     nested = yaml.safe_load((again / "merge.yaml").read_text())["inputs"][0]
     assert nested["merge"]["alpha"] == 0.25
 

@@ -5,7 +5,7 @@ splits of role "ood"; `art` the same without `corrupt`, whose pictures come from
 domain; `ece` the expected calibration error with 15 equal-width bins over a whole set; `ece_ood`
 the unweighted mean of the shifted sets' errors; `forgetting` the OOD accuracy of the zero-shot
 model minus that of the run; `base`, `novel` and `harmonic` the accuracies on trained and held-out
-classes and their harmonic mean. Values are shares in [0, 1]; only Markdown prints per cent.
+classes and the harmonic mean of these averages. Values are shares in [0, 1]; only Markdown prints per cent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from .comparison import above_curve, at_equal_id, over_seeds, paired_difference
 from .errors import RunError
 from .groups import Family, Group, check_comparable, families, group, zero_shot
+from .metrics import harmonic_mean
 from .records import Record, expand, hint, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
 
@@ -87,6 +88,13 @@ def _row(one: Group, start: Record | None) -> Row:
         for values in summaries:
             values["forgetting"] = before["ood"] - values["ood"]
     first = one.first
+    averages = {word: over_seeds([one[word] for one in summaries]) for word in summaries[0]}
+    if "harmonic" in averages:
+        # Published tables take the harmonic mean of the averages, not the average of the means.
+        base, novel = averages["base"].mean, averages["novel"].mean
+        assert base is not None
+        assert novel is not None
+        averages["harmonic"] = averages["harmonic"]._replace(mean=harmonic_mean(base, novel))
     return Row(
         label=one.label,
         method=first.method,
@@ -96,7 +104,7 @@ def _row(one: Group, start: Record | None) -> Row:
             name: over_seeds([record.splits[name]["accuracy"] for record in one.records])
             for name in first.splits
         },
-        values={word: over_seeds([one[word] for one in summaries]) for word in summaries[0]},
+        values=averages,
         trainable=first.trainable,
         seconds=over_seeds([record.seconds for record in one.records]),
     )

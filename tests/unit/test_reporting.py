@@ -46,7 +46,7 @@ def entries(accuracies: dict[str, float], images: int = IMAGES) -> dict[str, Any
 def write_run(
     path: Path,
     document: dict[str, Any],
-    accuracies: tuple[float, float, float],
+    accuracies: tuple[float, ...],
     *,
     definition: str = "d1",
     images: int = IMAGES,
@@ -182,6 +182,24 @@ def test_soups_group_whatever_the_order_of_their_members(tmp_path: Path) -> None
     run = write_run(tmp_path / "a", soup((0, 1)), (0.8, 0.3, 0.4))
     (row,) = report([run]).rows
     assert (row.label, row.seeds) == ("soup", (None,))
+
+
+def test_base_and_novel_classes_have_a_harmonic_mean_and_no_trade_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SPLITS, "id", "base")
+    monkeypatch.setitem(SPLITS, "v2", "novel")
+    monkeypatch.delitem(SPLITS, "corrupt")
+    runs = []
+    for seed, accuracies in ((0, (0.8, 0.4)), (1, (0.6, 0.6))):
+        path = tmp_path / f"seed-{seed}"
+        runs.append(write_run(path, recipe("flyp", seed), (*accuracies, 0.0)[: len(SPLITS)]))
+    found = report(runs, at_id=(0.5,))
+    (row,) = found.rows
+    assert row.values["harmonic"].mean == pytest.approx(2 * 0.7 * 0.5 / 1.2)
+    assert "ood" not in row.values
+    assert found.equal == ()
+    assert "| run | seeds | base | novel | harmonic |" in found.to_markdown()
 
 
 def test_formats_agree(runs: list[Path]) -> None:

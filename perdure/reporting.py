@@ -5,7 +5,8 @@ splits of role "ood"; `art` the same without `corrupt`, whose pictures come from
 domain; `ece` the expected calibration error with 15 equal-width bins over a whole set; `ece_ood`
 the unweighted mean of the shifted sets' errors; `forgetting` the OOD accuracy of the zero-shot
 model minus that of the run; `base`, `novel` and `harmonic` the accuracies on trained and held-out
-classes and the harmonic mean of these averages. Values are shares in [0, 1]; only Markdown prints per cent.
+classes and the harmonic mean of these averages. Values are shares in [0, 1]; only Markdown prints
+per cent.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ PLANS = {
     "ema-sd": Plan(CONTRASTIVE),
     "static-sd": Plan(CONTRASTIVE),
     "carot": Plan(CONTRASTIVE),
-    "l2sp": Plan(TOWER, head_factor=10, knob="method.strength", values=(0.01, 0.003, 0.03, 0.1)),
+    "l2sp": Plan(TOWER, head_factor=10, knob="method.strength", values=(0.01, 0.003, 0.03, 0.1, 0.3, 1.0)),
     "lp-ft": Plan(TOWER, head_factor=10, init="lp"),
 }
 SECOND = ("ft", "flyp", "wma-sd", "tracer")

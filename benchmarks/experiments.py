@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     knob: str | None = None
     """A further setting, chosen at the chosen rate"""
     values: tuple[float, ...] = ()
-    """Its candidates; the first is the recipe's own"""
+    """Its candidates; the first is used while the rate is chosen"""
     init: str | None = None
     """Method whose run it starts from"""
     sweep: bool = True
@@ -52,7 +52,9 @@ PLANS = {
     "ema-sd": Plan(CONTRASTIVE),
     "static-sd": Plan(CONTRASTIVE),
     "carot": Plan(CONTRASTIVE),
-    "l2sp": Plan(TOWER, head_factor=10, knob="method.strength", values=(0.01, 0.003, 0.03, 0.1, 0.3, 1.0)),
+    "l2sp": Plan(
+        TOWER, head_factor=10, knob="method.strength", values=(0.01, 0.003, 0.03, 0.1, 0.3, 1.0)
+    ),
     "lp-ft": Plan(TOWER, head_factor=10, init="lp"),
 }
 SECOND = ("ft", "flyp", "wma-sd", "tracer")
@@ -168,8 +170,11 @@ class Chooser:
 
     def job(self, name: str, rate: float, value: float | None, init: Path | None) -> Job:
         """Return the run of one candidate."""
-        tag = f"{rate:g}" if value is None else f"{rate:g}-{value:g}"
-        extra = () if value is None else (f"{PLANS[name].knob}={value}",)
+        plan = PLANS[name]
+        tag = f"{rate:g}" if value in (None, *plan.values[:1]) else f"{rate:g}-{value:g}"
+        extra = tuple(
+            f"{plan.knob}={first if value is None else value}" for first in plan.values[:1]
+        )
         settings = settings_of(name, rate, "seed-0", 0, extra, init)
         return Job(self.folder / name / tag, name, settings, CHOICE, sweep=False)
 

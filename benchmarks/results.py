@@ -81,9 +81,6 @@ def choose_all(workers: int) -> dict[str, Choice]:
     carry_out_all(knobs, workers)
     choices = {name: chooser.choose(name) for name in PLANS if name != "lp-ft"}
     start = chooser.job("lp", choices["lp"].rate, choices["lp"].value, None).out
-    own = PLANS["lp"].values[:1]
-    if choices["lp"].value in own:  # the recipe's own value has no run under its name
-        start = chooser.job("lp", choices["lp"].rate, None, None).out
     carry_out_all(chooser.rate_jobs("lp-ft", start), workers)
     choices["lp-ft"] = chooser.choose("lp-ft")
     record = {name: choice._asdict() for name, choice in choices.items()}

@@ -74,9 +74,12 @@ class Runs:
         return {split: np.stack([file[split] for file in files]).astype(float) for split in splits}
 
 
-def signed(value: float, low: float, high: float) -> str:
+def printed(found: tuple[float, float, float] | None) -> str:
     """Print a difference of shares in points with its interval."""
-    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    if found is None:
+        return "n/a"
+    value, low, high = (100 * part for part in found)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 @cache
@@ -89,18 +92,27 @@ def resample(sizes: tuple[tuple[str, int], ...]) -> list[dict[str, NDArray[np.fl
     ]
 
 
-def interval(
-    statistic: Callable[[Mapping[str, NDArray[np.float64]]], float | None],
+def intervals(
+    statistic: Callable[[Mapping[str, NDArray[np.float64]]], Sequence[float | None]],
     sizes: Mapping[str, int],
-) -> tuple[float, float, float] | None:
-    """Return a statistic of image weights on the sets as they are, and its 95 % interval."""
+) -> list[tuple[float, float, float] | None]:
+    """Return statistics of image weights on the sets as they are, with 95 % intervals.
+
+    Args:
+        statistic: Weights that sum to 1 per split to values, None where one does not exist.
+        sizes: Images per split.
+    """
     whole = statistic({split: np.full(n, 1 / n) for split, n in sizes.items()})
-    if whole is None:
-        return None
-    values = [statistic(weights) for weights in resample(tuple(sizes.items()))]
-    known = [value for value in values if value is not None]
-    low, high = np.quantile(known, [0.025, 0.975])
-    return whole, float(low), float(high)
+    drawn = [statistic(weights) for weights in resample(tuple(sizes.items()))]
+    found: list[tuple[float, float, float] | None] = []
+    for position, value in enumerate(whole):
+        known = [row[position] for row in drawn if row[position] is not None]
+        if value is None or not known:
+            found.append(None)
+            continue
+        low, high = np.quantile(np.array(known, dtype=np.float64), [0.025, 0.975])
+        found.append((value, float(low), float(high)))
+    return found
 
 
 def sizes_of(runs: Runs) -> dict[str, int]:
@@ -113,45 +125,94 @@ def difference(first: Runs, second: Runs, splits: Sequence[str]) -> str:
     ours, theirs = first.right(splits), second.right(splits)
     gaps = {split: ours[split].mean(0) - theirs[split].mean(0) for split in splits}
 
-    def statistic(weights: Mapping[str, NDArray[np.float64]]) -> float:
-        return float(np.mean([weights[split] @ gaps[split] for split in splits]))
+    def statistic(weights: Mapping[str, NDArray[np.float64]]) -> list[float | None]:
+        return [float(np.mean([weights[split] @ gaps[split] for split in splits]))]
 
-    sizes = {split: len(gaps[split]) for split in splits}
-    found = interval(statistic, sizes)
-    assert found is not None
-    return signed(*found)
+    return printed(intervals(statistic, {split: len(gaps[split]) for split in splits})[0])
 
 
-def above_frontier(first: Runs, rival: Runs) -> tuple[str, Reading]:
-    """Return how far `first` lies above the rival's curve over alpha, at its own ID accuracy.
+def weighted_curves(
+    name: str,
+    right: Mapping[str, NDArray[np.float64]],
+    weights: Mapping[str, NDArray[np.float64]],
+) -> list[Curve]:
+    """Return each seed's curve over alpha under image weights.
 
-    The interval redraws the images of all sets, of both models alike, and reads the curves again;
-    the reading is over seeds, each against the rival's curve of the same seed.
+    Args:
+        name: Method.
+        right: Which images are right, (seeds, 9, N) per split.
+        weights: (N,) per split.
     """
-    splits = ["id", *SHIFTS]
+    splits = ("id", *SHIFTS)
+    values = np.stack([right[split] @ weights[split] for split in splits], axis=-1)
+    return [
+        Curve(
+            name,
+            seed,
+            tuple(
+                Point(step / 8, float(row[0]), float(row[1:].mean()))
+                for step, row in enumerate(rows)
+            ),
+        )
+        for seed, rows in enumerate(values)
+    ]
+
+
+def mean_known(values: Sequence[float | None]) -> float | None:
+    """Return the mean of what exists."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def gaps_at_equal_id(first: Runs, rival: Runs, targets: Sequence[float]) -> list[str]:
+    """Print OOD accuracy of `first` minus the rival's on their WiSE-FT curves, at ID accuracies.
+
+    Seed by seed, seeds that reach the ID accuracy; every bootstrap draw reads the curves again.
+    """
+    splits = ("id", *SHIFTS)
+    ours, theirs = first.right_at(splits), rival.right_at(splits)
+
+    def statistic(weights: Mapping[str, NDArray[np.float64]]) -> list[float | None]:
+        pairs = list(
+            zip(
+                weighted_curves(first.name, ours, weights),
+                weighted_curves(rival.name, theirs, weights),
+                strict=True,
+            )
+        )
+        found = []
+        for target in targets:
+            read_off = [(own.ood_at(target), other.ood_at(target)) for own, other in pairs]
+            found.append(
+                mean_known([a - b for a, b in read_off if a is not None and b is not None])
+            )
+        return found
+
+    return [printed(one) for one in intervals(statistic, sizes_of(first))]
+
+
+def above_frontier(first: Runs, rival: Runs) -> str:
+    """Print how far `first` lies above the rival's WiSE-FT curve, at its own ID accuracy.
+
+    Seed by seed, against the curve of the same seed; seeds whose ID accuracy the curve does not
+    reach are left out, and all missing is n/a. Every bootstrap draw reads the curves again.
+    """
+    splits = ("id", *SHIFTS)
     own, line = first.right(splits), rival.right_at(splits)
 
     def per_seed(weights: Mapping[str, NDArray[np.float64]]) -> list[float | None]:
         gaps: list[float | None] = []
-        for seed in range(len(first.records)):
+        for seed, curve in enumerate(weighted_curves(rival.name, line, weights)):
             here = [float(own[split][seed] @ weights[split]) for split in splits]
-            there = np.stack([line[split][seed] @ weights[split] for split in splits])
-            points = tuple(
-                Point(index / 8, float(row[0]), float(row[1:].mean()))
-                for index, row in enumerate(there.T)
-            )
-            read_off = Curve(rival.name, seed, points).ood_at(here[0])
+            read_off = curve.ood_at(here[0])
             gaps.append(None if read_off is None else float(np.mean(here[1:])) - read_off)
         return gaps
 
-    def statistic(weights: Mapping[str, NDArray[np.float64]]) -> float | None:
-        known = [gap for gap in per_seed(weights) if gap is not None]
-        return float(np.mean(known)) if known else None
-
     sizes = sizes_of(first)
-    found = interval(statistic, sizes)
-    reading = over_seeds(per_seed({split: np.full(n, 1 / n) for split, n in sizes.items()}))
-    return ("n/a" if found is None else signed(*found)), reading
+    reached = over_seeds(per_seed({split: np.full(n, 1 / n) for split, n in sizes.items()}))
+    text = printed(intervals(lambda weights: [mean_known(per_seed(weights))], sizes)[0])
+    partly = 0 < reached.n < reached.of
+    return f"{text} ({reached.n} of {reached.of} seeds)" if partly else text
 
 
 def above_rate_line(first: Runs, slow: Runs, fast: Runs) -> Reading:
@@ -285,14 +346,12 @@ def checkpoint_part(checkpoint: str, runs: Sequence[Runs], start: Record) -> str
         for one in runs:
             if one is rival or len(one.records) != len(rival.records):
                 continue
-            text, reading = above_frontier(one, rival)
             rows.append(
                 [
                     LABELS[one.name],
                     difference(one, rival, ["id"]),
                     difference(one, rival, SHIFTS),
-                    text,
-                    cell(reading, of=True, sign=True),
+                    above_frontier(one, rival),
                 ]
             )
         parts += [
@@ -300,8 +359,18 @@ def checkpoint_part(checkpoint: str, runs: Sequence[Runs], start: Record) -> str
             "the FLYP + WiSE frontier at the method's own ID accuracy (seeds whose ID accuracy the "
             "frontier does not reach are left out):",
             table(
-                ["method", "ID", "OOD", "OOD above the frontier", "the same over seeds"],
+                ["method", "ID", "OOD", "OOD above the frontier"],
                 rows,
+            ),
+            "Both interpolated: OOD accuracy minus FLYP's at equal ID accuracy, each on its own "
+            "WiSE-FT curve:",
+            table(
+                ["method", *(f"ID {100 * target:.0f}" for target in TARGETS)],
+                [
+                    [LABELS[one.name], *gaps_at_equal_id(one, rival, TARGETS)]
+                    for one in swept
+                    if one is not rival and len(one.records) == len(rival.records)
+                ],
             ),
         ]
     return "\n\n".join(parts)
@@ -327,10 +396,11 @@ def rates_part(choices: Mapping[str, Choice]) -> str:
     if slow.records and len(slow.records) == len(flyp.records):
         rows = [
             [LABELS[one.name], f"{one.rate:g}", cell(one.word("id")), cell(one.word("ood")),
-             cell(above_rate_line(one, slow, flyp), of=True, sign=True)]
+             cell(above_rate_line(one, slow, flyp), of=True, sign=True), above_frontier(one, flyp)]
             for one in (slow, flyp, *full) if len(one.records) == len(flyp.records)
         ]  # fmt: skip
-        parts.append(table(["method", "rate", "ID", "OOD", "OOD above FLYP's line"], rows))
+        header = ["method", "rate", "ID", "OOD", "above FLYP's line", "above FLYP + WiSE"]
+        parts.append(table(header, rows))
     same = [Runs("seed-0", name, rate) for name in ("ema-sd", "wma-sd", "tracer")]
     if all(len(one.records) == len(flyp.records) for one in same):
         ema, wma, tracer = same

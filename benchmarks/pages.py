@@ -72,6 +72,16 @@ def zero_shot() -> str:
     return "\n".join(lines)
 
 
+def headline() -> str:
+    """Return the few results that stand for all."""
+    rows = json.loads((FIGURES / "headline.json").read_text(encoding="utf-8"))
+    lines = ["| model | ID accuracy | OOD accuracy | OOD calibration error |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['method']} | {row['id']} | {row['ood']} | {row['ece_ood']} |" for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def methods() -> str:
     """Return the table of registered methods."""
     lines = ["| method | what it does |", "|---|---|"]
@@ -92,6 +102,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "coverage": coverage,
     "hashes": hashes,
     "zero-shot": zero_shot,
+    "headline": headline,
     "methods": methods,
     "suites": suites,
 }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from perdure import merge
+from perdure.documents import RECIPES
 from perdure.files import write_json, write_text
 
 from .experiments import (
@@ -149,7 +150,7 @@ def open_ends(choices: dict[str, Choice]) -> int:
 
 def main() -> None:
     """Choose, measure, and write the page."""
-    from .results_page import page
+    from .results_page import draw, headline, page, renew_headers
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
@@ -161,6 +162,9 @@ def main() -> None:
         choices = choose_all(arguments.workers)
         measure_all(choices, arguments.workers)
     write_text(PAGE, page(choices, open_ends(choices)))
+    write_json(FIGURES / "headline.json", headline(choices))
+    draw(choices, PAGE.with_suffix(".png"))
+    renew_headers(choices, RECIPES / "emojishift")
     print(f"wrote {PAGE}")
 
 

@@ -1,5 +1,6 @@
 """Turn the finished runs below `runs/results` into `docs/results.md`."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from perdure.comparison import Curve, Point, Reading, at_equal_id, over_seeds
 from perdure.data.emojishift import VERSION
+from perdure.figures import frontier
+from perdure.files import write_text
 from perdure.records import Record, point, read, summary
 from perdure.tables import cell, table
 
@@ -17,6 +20,8 @@ from .experiments import PLANS, ROOT, SECOND, SUITE, Choice
 SHIFTS = ("v2", "rendition", "sketch", "hard", "corrupt")
 TARGETS = (0.65, 0.70, 0.75, 0.80)
 DRAWS = 2000
+DRAWN = ("ft", "lp-ft", "flyp", "carot", "wma-sd", "tracer")
+"""Methods in the picture; more would hide each other"""
 LABELS = {
     "zero-shot": "zero-shot", "ft": "FT", "lp": "LP", "lp-ft": "LP-FT", "l2sp": "L2-SP",
     "flyp": "FLYP", "carot": "CaRot", "static-sd": "static SD", "ema-sd": "EMA-SD",
@@ -254,6 +259,55 @@ MAIN = [
 ]  # fmt: skip
 
 
+def draw(choices: Mapping[str, Choice], out: Path) -> None:
+    """Draw the WiSE-FT curves of some methods on the shipped checkpoint."""
+    found = [Runs("seed-0", name, choices[name].rate) for name in DRAWN]
+    start = read(ROOT / "seed-0" / "zero-shot", SUITE)
+    before = summary(start.splits)
+    frontier(
+        [curve for one in found for curve in one.curves()],
+        (before["id"], before["ood"]),
+        out,
+        suite=SUITE,
+        shifted=SHIFTS,
+        images=int(start.splits["id"]["n"]),
+    )
+
+
+def headline(choices: Mapping[str, Choice]) -> list[dict[str, str]]:
+    """Return the few rows that the README shows, as printed."""
+    start = summary(read(ROOT / "seed-0" / "zero-shot", SUITE).splits)
+    words = ("id", "ood", "ece_ood")
+    rows = [{"method": "zero-shot", **{word: f"{100 * start[word]:.1f}" for word in words}}]
+    rate = choices["flyp"].rate
+    for name, one in (("ft", choices["ft"].rate), ("flyp", rate), ("tracer", rate)):
+        runs = Runs("seed-0", name, one)
+        label = f"{LABELS[name]} (rate {one:g})"
+        rows.append({"method": label, **{word: cell(runs.word(word)) for word in words}})
+    faster = Runs("seed-0", "tracer", choices["tracer"].rate)
+    label = f"TRACER (rate {faster.rate:g}, chosen on `val`)"
+    rows.append({"method": label, **{word: cell(faster.word(word)) for word in words}})
+    flyp = Runs("seed-0", "flyp", rate)
+    half = {word: cell(flyp.at_alpha(0.5, word)) for word in words}
+    rows.insert(3, {"method": "FLYP + WiSE-FT 0.5", **half})
+    return rows
+
+
+def renew_headers(choices: Mapping[str, Choice], folder: Path) -> None:
+    """Write what was measured into the headers of the recipes."""
+    for name, choice in choices.items():
+        one = Runs("seed-0", name, choice.rate)
+        if not one.records:
+            continue
+        line = (
+            f"# Expected: ID {cell(one.word('id'))}, OOD {cell(one.word('ood'))} % "
+            f"(mean ± sd of {len(one.records)} seeds, 1,600 images per set)"
+        )
+        path = folder / f"{name}.yaml"
+        text = re.sub(r"^# Expected: .*$", line, path.read_text(encoding="utf-8"), flags=re.M)
+        write_text(path, text)
+
+
 def page(choices: Mapping[str, Choice], open_ends: int) -> str:
     """Return the whole page."""
     parts = [intro(open_ends), chosen(choices)]
@@ -313,7 +367,7 @@ def chosen(choices: Mapping[str, Choice]) -> str:
 def checkpoint_part(checkpoint: str, runs: Sequence[Runs], start: Record) -> str:
     """Return the tables of one checkpoint."""
     title = (
-        "## The shipped checkpoint (pre-training seed 0)"
+        "## The shipped checkpoint (pre-training seed 0)\n\n![ID against OOD](results.png)"
         if checkpoint == "seed-0"
         else "## The second checkpoint (pre-training seed 1), same settings"
     )

@@ -43,6 +43,8 @@ class Suite:
     splits: tuple[Split, ...]
     templates: str
     """Data set whose prompts make the classifier"""
+    version: int = 1
+    """Of the images, where perdure makes them itself; scores of two versions do not compare"""
 
     @property
     def definition(self) -> str:

@@ -70,3 +70,12 @@ def test_embedded_data_have_no_root_and_others_need_one(tmp_path, monkeypatch):
     monkeypatch.setitem(DATASETS, "outside", outside)
     with pytest.raises(DataError, match=r"set data\.root"):
         open_dataset("outside", "id")
+
+
+def test_scores_of_two_versions_of_the_world_do_not_compare():
+    from perdure.data.emojishift import VERSION
+
+    suite = suites.suite("emojishift")
+    assert suite.version == VERSION
+    newer = dataclasses.replace(suite, version=suite.version + 1)
+    assert newer.definition != suite.definition

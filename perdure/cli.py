@@ -68,6 +68,7 @@ app.command(
     epilog=_examples(
         "perdure train emojishift/tracer --out runs/tracer",
         "perdure train emojishift/flyp --out runs/flyp --set optim.lr=1e-4 --seeds 0,1,2",
+        "perdure train my-recipe.yaml --out runs/mine --dry-run",
         "perdure train my-recipe.yaml --out runs/mine --resume",
     )
 )(cli_work.train)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_show, cli_work
+from . import cli_show, cli_tools, cli_work
 from .console import emit, print_error
 from .errors import PerdureError
 
@@ -102,3 +102,22 @@ app.command(
 app.command(epilog=_examples("perdure show emojishift", "perdure show emojishift --out world.png"))(
     cli_show.show
 )
+app.command(
+    epilog=_examples(
+        "perdure predict runs/mine holiday/ --classes names.txt --out holiday.csv",
+        "perdure predict runs/ft one.jpg two.png --json",
+        "perdure predict perdure-tiny pictures/ --classes names.txt --templates prompts.txt",
+    )
+)(cli_tools.predict)
+app.command(
+    epilog=_examples(
+        "perdure calibrate runs/tracer",
+        "perdure calibrate runs/tracer --suite emojishift --json",
+    )
+)(cli_tools.calibrate)
+app.command(
+    epilog=_examples(
+        "perdure export runs/tracer --to open_clip --out tracer-clip",
+        "perdure export runs/soup --out soup-clip --json",
+    )
+)(cli_tools.export)

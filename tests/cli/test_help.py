@@ -10,7 +10,18 @@ import perdure as package
 
 from .conftest import Perdure
 
-VERBS = ("demo", "train", "eval", "merge", "report", "list", "show")
+VERBS = (
+    "demo",
+    "train",
+    "eval",
+    "merge",
+    "report",
+    "list",
+    "show",
+    "predict",
+    "calibrate",
+    "export",
+)
 
 LIGHT = (
     ("--help",),

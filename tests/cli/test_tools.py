@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from .conftest import Perdure
 
 
@@ -24,3 +26,54 @@ def test_dry_run_tells_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "x").mkdir()
     assert perdure(*command).code == 2
+
+
+def test_train_calibrate_predict_export(perdure: Perdure, tmp_path: Path, short: list[str]) -> None:
+    assert perdure("train", "emojishift/ft", "--out", "run", *short).code == 0
+    assert perdure("show", "emojishift", "--out", "sheets/one.png").code == 0
+    fitted = json.loads(perdure("calibrate", "run", "--limit", "80", "--json").out)
+    assert (fitted["classifier"], fitted["split"], fitted["n"]) == ("head", "val", 80)
+    answer = perdure("predict", "run", "sheets", "--json")
+    assert "temperature" in answer.err
+    found = json.loads(answer.out)
+    assert (found["classifier"], found["temperature"]) == ("head", fitted["temperature"])
+    assert sum(found["images"][0]["probabilities"]) == pytest.approx(1, abs=1e-5)
+    (tmp_path / "names.txt").write_text("taco\npiano\n")
+    assert perdure("predict", "run", "sheets", "--classes", "names.txt", "--out", "a.csv").out == ""
+    header, line = (tmp_path / "a.csv").read_text().splitlines()
+    assert header == "image,prediction,probability,p:taco,p:piano"
+    assert line.startswith("sheets/one.png,")
+    answer = perdure("export", "run", "--to", "open_clip", "--out", "clip", "--json")
+    assert json.loads(answer.out)["text"] < 1e-4
+    assert (tmp_path / "clip" / "head.safetensors").is_file()
+    assert "largest difference to run" in perdure("export", "run", "--out", "again").out
+    lines = perdure("calibrate", "run", "--limit", "80").out.splitlines()
+    assert lines[0] == "run on emojishift val (n = 80), scored by head"
+    assert lines[-1] == "Wrote run/calibration.json"
+
+
+WRONG = [
+    (("predict", "perdure-tiny", "nowhere.png", "--classes", "names.txt"), "does not exist"),
+    (("predict", "perdure-tiny", "x.png", "--classes", "nowhere.txt"), "nowhere.txt"),
+    (("predict", "perdure-tiny", "x.png"), "cannot be read: x.png"),
+    (("predict", "perdure-tiny", "x.png", "--format", "jsn"), "did you mean 'json'"),
+    (("predict", "runs/nowhere", "x.png"), "runs/nowhere"),
+    (("calibrate", "perdure-tiny"), "is not a run"),
+    (("calibrate", "runs", "--suite", "emojishft"), "did you mean 'emojishift'"),
+    (("export", "perdure-tiny", "--out", "x.png"), "exists already"),
+    (("export", "perdure-tny", "--out", "y"), "did you mean 'perdure-tiny'"),
+    (("export", "perdure-tiny", "--out", "y", "--to", "openclip"), "did you mean 'open_clip'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "hint"), WRONG, ids=[" ".join(case[0]) for case in WRONG])
+def test_mistakes_end_with_2_and_a_hint(
+    perdure: Perdure, tmp_path: Path, arguments: tuple[str, ...], hint: str
+) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    (tmp_path / "names.txt").write_text("taco\n")
+    answer = perdure(*arguments)
+    assert answer.code == 2
+    assert hint in " ".join(answer.err.split())
+    assert "Traceback" not in answer.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["names.txt", "x.png"]

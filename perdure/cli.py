@@ -121,3 +121,4 @@ app.command(
         "perdure export runs/soup --out soup-clip --json",
     )
 )(cli_tools.export)
+app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import clock, columns, emit, emit_json, meter, percent, say
+from .console import clock, columns, emit, emit_json, meter, percent, print_error, say
 from .errors import nearest
 
 if TYPE_CHECKING:
@@ -212,3 +212,44 @@ def export(
         f"embeddings {found.text:.1e}, scale {found.scale:.1e} (allowed: {BOUND:g})"
     )
     emit(f'Next, in Python: open_clip.create_model("local-dir:{out}")')
+
+
+def doctor(json: Json = False) -> None:
+    """Check the installation and the machine.
+
+    Versions, threads, devices, disk, bundled model and data, environment variables. Ends with 2 if
+    something does not work.
+    """
+    from .doctor import OPTIONAL, VARIABLES, examine
+
+    found = examine()
+    if json:
+        emit_json(found.to_dict())
+    else:
+        versions = [f"{name} {number or 'MISSING'}" for name, number in found.versions.items()]
+        rows = [
+            ["versions", ", ".join(versions[:2])],
+            *(["", ", ".join(versions[start : start + 4])] for start in range(2, len(versions), 4)),
+            ["platform", found.platform],
+            ["cores", f"{found.cores['physical']} physical, {found.cores['logical']} logical"],
+            ["threads", f"{found.threads['run']} in a run (torch: {found.threads['torch']})"],
+            ["devices", ", ".join(found.devices)],
+            *([name, number or f"not installed; {OPTIONAL[name]}"]
+              for name, number in found.extras.items()),
+            *([f"free {place}", _size(free)] for place, free in found.disk.items()),
+            *([name, "does NOT load" if spent is None else f"loads and runs ({spent:.2f} s)"]
+              for name, spent in found.models.items()),
+            *([name, place] for name, place in found.data.items()),
+            *([name, f"{'not set' if value is None else value} ({VARIABLES[name]})"]
+              for name, value in found.variables.items()),
+        ]  # fmt: skip
+        width = max(len(label) for label, _ in rows)
+        emit("\n".join(f"{label:<{width}}  {text}" for label, text in rows))
+        for text in found.warnings:
+            emit(f"Warning: {text}")
+    for fault in found.faults:
+        print_error(fault)
+    if found.faults:
+        raise typer.Exit(2)
+    if not json:
+        emit("Everything that perdure needs is here.")

@@ -21,6 +21,7 @@ VERBS = (
     "predict",
     "calibrate",
     "export",
+    "doctor",
 )
 
 LIGHT = (

@@ -77,3 +77,16 @@ def test_mistakes_end_with_2_and_a_hint(
     assert hint in " ".join(answer.err.split())
     assert "Traceback" not in answer.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["names.txt", "x.png"]
+
+
+def test_doctor(perdure: Perdure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answer = perdure("doctor")
+    assert answer.code == 0, answer.err
+    assert "loads and runs" in answer.out
+    assert answer.out.endswith("Everything that perdure needs is here.\n")
+    assert json.loads(perdure("doctor", "--json").out)["faults"] == []
+    monkeypatch.setattr("perdure.zoo._ASSETS", tmp_path)
+    answer = perdure("doctor", "--json")
+    assert answer.code == 2
+    assert "does not work" in answer.err
+    assert json.loads(answer.out)["models"] == {"perdure-tiny": None}

@@ -69,7 +69,7 @@ def predict(
     ],
     classes: Annotated[
         Path | None,
-        typer.Option("--classes", metavar="FILE", help="A name per line; else those of the head."),
+        typer.Option("--classes", metavar="FILE", help="A name per line; else as trained."),
     ] = None,
     templates: Annotated[
         Path | None,

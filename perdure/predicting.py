@@ -18,10 +18,11 @@ from torch import Tensor
 
 from . import metrics
 from .calibration import Calibration, Classifier, classifier_of, stored
+from .data.datasets import open_dataset
 from .errors import DataError, TaskError
 from .inputs import fill
 from .prediction import How, Unit, gather, stay
-from .recipe import parse_recipe
+from .recipe import DataSpec, parse_recipe
 from .subjects import Subject, find
 from .training import find_templates
 
@@ -137,7 +138,7 @@ def predict_files(
         subject: A finished run, a merge result or a model by name. The temperature stored with a
             run is used if it was fitted to the same classifier, head or text tower.
         pictures: Files, or folders, which are searched to any depth.
-        classes: Names; those of the run's head by default.
+        classes: Names; by default those of the run's head, else those of its training data.
         templates: Prompts with {} for the name; by default those of the run's head, else those of
             its recipe, else `PLAIN`.
         how: Device, batch size and progress.
@@ -155,13 +156,15 @@ def predict_files(
     _require_readable(files)
     calibration = stored(found)
     predictor = found.predictor()
-    names = tuple(classes or predictor.classes)
+    data = _trained_on(found)
+    names = tuple(classes or predictor.classes or (_classes_of(data) if data else ()))
     if not names:
         raise TaskError(
-            f"{found.name} has no linear head, so its classes must be named: give a file with one "
+            f"{found.name} was not trained on classes, so they must be named: give a file with one "
             "name per line by --classes."
         )
-    prompts = tuple(templates or predictor.templates or _recipe_templates(found) or PLAIN)
+    own = predictor.templates or (find_templates(data) if data else PLAIN)
+    prompts = tuple(templates or own)
     unit = Unit(Pictures(files), prompts, names)
     logits = gather(predictor, {0.0: stay}, unit, how or How())[0.0].logits
     scorer = classifier_of(predictor.classes, names)
@@ -235,15 +238,19 @@ def read_names(path: Path, what: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _recipe_templates(subject: Subject) -> tuple[str, ...] | None:
-    """Return the prompts a run, or the first trained input of a merge, was trained with."""
+def _trained_on(subject: Subject) -> DataSpec | None:
+    """Return the data of a run, or of the first trained input of a merge."""
     entry: Any = subject.origin()
     while "merge" in entry:
         inputs = entry["merge"].get("inputs", [])
         entry = next((one for one in inputs if "recipe" in one or "merge" in one), {})
     if "recipe" not in entry:
         return None
-    return find_templates(parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data)
+    return parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data
+
+
+def _classes_of(data: DataSpec) -> tuple[str, ...]:
+    return open_dataset(data.name, data.split, data.root, classes=data.classes).classes
 
 
 def _fitting(calibration: Calibration | None, scorer: Classifier) -> float | None:

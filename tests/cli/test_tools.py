@@ -90,3 +90,18 @@ def test_doctor(perdure: Perdure, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert answer.code == 2
     assert "does not work" in answer.err
     assert json.loads(answer.out)["models"] == {"perdure-tiny": None}
+
+
+def test_classes_and_prompts_are_those_of_the_training(
+    perdure: Perdure, tmp_path: Path, model: str, short: list[str]
+) -> None:
+    prompts = ("--set", "data.templates=['my {}', 'your {}']", "--set", "data.classes=base")
+    assert perdure("train", "emojishift/flyp", "--out", "run", *short, *prompts).code == 0
+    merged = ("merge", "wise-ft", model, "run", "--alpha", "0.5", "--out", "half")
+    assert perdure(*merged).code == 0
+    assert perdure("merge", "soup", "half", "half", "--out", "soup").code == 0
+    assert perdure("show", "emojishift", "--out", "one.png").code == 0
+    for run in ("run", "half", "soup"):
+        found = json.loads(perdure("predict", run, "one.png", "--json").out)
+        assert (found["classifier"], found["templates"]) == ("text", ["my {}", "your {}"])
+        assert len(found["classes"]) == 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,15 +23,16 @@ def dry_run(plans: list[tuple[Path, Recipe]], *, json: bool) -> None:
     """Look at the first steps of every planned run and print what they will train and need."""
     from .preflight import preflight
 
+    main = os.environ.get("RANK", "0") == "0"  # under torchrun every process takes the steps
     documents = []
     for path, recipe in plans:
         found = preflight(recipe)
         documents.append({"path": str(path), **found.to_dict()})
-        if not json:
+        if main and not json:
             emit(f"{path}: {found.runtime}\n\n{_about(found)}\n")
-    if json:
+    if main and json:
         emit_json({"runs": documents})
-    else:
+    elif main:
         emit("Nothing was written; without --dry-run the training starts.")
 
 
@@ -120,7 +122,8 @@ def predict(
     if not runtime.is_main:
         return
     scaled = "" if found.temperature is None else f", temperature {found.temperature:.3g}"
-    say(f"{len(files)} pictures, {len(found.classes)} classes, {found.classifier}{scaled}")
+    count = f"{len(files)} picture{'s' if len(files) > 1 else ''}"
+    say(f"{count}, {len(found.classes)} classes, {found.classifier}{scaled}")
     text = found.to_json() if json or form == "json" else found.to_csv()
     if out is None:
         emit(text.rstrip("\n"))

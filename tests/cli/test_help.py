@@ -28,6 +28,8 @@ LIGHT = (
     ("--help",),
     ("--version",),
     ("train", "--help"),
+    ("predict", "--help"),
+    ("doctor", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

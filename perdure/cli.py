@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_show, cli_work
+from . import cli_show, cli_tools, cli_work
 from .console import emit, print_error
 from .errors import PerdureError
 
@@ -68,6 +68,7 @@ app.command(
     epilog=_examples(
         "perdure train emojishift/tracer --out runs/tracer",
         "perdure train emojishift/flyp --out runs/flyp --set optim.lr=1e-4 --seeds 0,1,2",
+        "perdure train my-recipe.yaml --out runs/mine --dry-run",
         "perdure train my-recipe.yaml --out runs/mine --resume",
     )
 )(cli_work.train)
@@ -101,3 +102,23 @@ app.command(
 app.command(epilog=_examples("perdure show emojishift", "perdure show emojishift --out world.png"))(
     cli_show.show
 )
+app.command(
+    epilog=_examples(
+        "perdure predict runs/mine holiday/ --classes names.txt --out holiday.csv",
+        "perdure predict runs/ft one.jpg two.png --json",
+        "perdure predict perdure-tiny pictures/ --classes names.txt --templates prompts.txt",
+    )
+)(cli_tools.predict)
+app.command(
+    epilog=_examples(
+        "perdure calibrate runs/tracer",
+        "perdure calibrate runs/tracer --suite emojishift --json",
+    )
+)(cli_tools.calibrate)
+app.command(
+    epilog=_examples(
+        "perdure export runs/tracer --to open_clip --out tracer-clip",
+        "perdure export runs/soup --out soup-clip --json",
+    )
+)(cli_tools.export)
+app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_tools import dry_run
 from .console import Meter, columns, emit, emit_json, meter, numbers, percent, say
 from .errors import nearest
 
@@ -37,6 +38,9 @@ def train(
         str | None,
         typer.Option("--seeds", metavar="0,1,2", help="Train into RUN/seed-0, RUN/seed-1, ..."),
     ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Take two steps, say what is needed, write nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Fine-tune a model as a recipe says.
@@ -60,6 +64,9 @@ def train(
     if not resume:
         for path, _ in plans:
             Run(path).require_new()
+    if dry:
+        dry_run(plans, json=json)
+        return
     runs = []
     with meter(len(plans)) as shown:
         for path, plan in plans:

@@ -102,8 +102,13 @@ def sha256_of(subject: Subject, predictor: Predictor) -> str:
     """Return the hash of a run's `predictor.safetensors`, or of a named model's tensors."""
     if subject.run is None:
         return hash_of_weights(predictor.state_dict())
+    return hash_of_file(subject.run / "predictor" / "predictor.safetensors")
+
+
+def hash_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
-    with (subject.run / "predictor" / "predictor.safetensors").open("rb") as file:
+    with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -78,7 +78,7 @@ def train(
     if not runtime.is_main:
         say = _ignore
     try:
-        work = _Work.prepare(recipe, runtime)
+        work = Work.prepare(recipe, runtime)
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
@@ -96,7 +96,7 @@ def train(
 
 
 @dataclass
-class _Work:
+class Work:
     """A recipe with everything built that it names."""
 
     recipe: Recipe
@@ -110,7 +110,8 @@ class _Work:
     templates: tuple[str, ...]
 
     @classmethod
-    def prepare(cls, recipe: Recipe, runtime: Runtime) -> _Work:
+    def prepare(cls, recipe: Recipe, runtime: Runtime) -> Work:
+        """Build everything, and write nothing; raises as `train` does."""
         data, spec = recipe.data, recipe.optim
         torch.manual_seed(recipe.seed)  # methods may draw first weights
         dataset = _open(data, data.split, seed=recipe.seed, shots=data.shots)
@@ -145,17 +146,21 @@ class _Work:
         )
 
     def logs(self, step: int) -> bool:
+        """Return whether the log gets a line after this step."""
         return step % self.recipe.run.log_every == 0 or step in (1, self.total)
 
     def saves(self, step: int) -> bool:
+        """Return whether a resumable state is written after this step."""
         run = self.recipe.run
         return run.keep if step == self.total else step % run.save_every == 0
 
     def validates(self, step: int) -> bool:
+        """Return whether validation follows this step."""
         every = self.recipe.validate.every or self.loader.steps_per_epoch
         return bool(self.validation) and (step % every == 0 or step == self.total)
 
     def reads(self, step: int) -> bool:
+        """Return whether anybody needs the values of this step."""
         return self.logs(step) or self.saves(step) or self.validates(step)
 
     def validate(self) -> dict[str, float]:
@@ -192,7 +197,7 @@ def find_templates(data: DataSpec) -> tuple[str, ...]:
     return templates_for(data.templates or data.name)
 
 
-def _carry_out(work: _Work, run: Run, progress: Progress | None, say: Say) -> None:
+def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> None:
     """Train from the newest state to the end and write the result."""
     recipe, runtime, learner, total = work.recipe, work.runtime, work.learner, work.total
     cursor = run.load_state(learner, work.optimizer)

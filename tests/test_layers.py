@@ -24,7 +24,8 @@ ROWS = [
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",
-    "groups tables reporting figures console demo cli_show cli_work cli __main__",
+    "preflight calibration predicting exporting doctor",
+    "groups tables reporting figures console demo cli_show cli_tools cli_work cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

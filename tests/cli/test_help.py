@@ -10,12 +10,26 @@ import perdure as package
 
 from .conftest import Perdure
 
-VERBS = ("demo", "train", "eval", "merge", "report", "list", "show")
+VERBS = (
+    "demo",
+    "train",
+    "eval",
+    "merge",
+    "report",
+    "list",
+    "show",
+    "predict",
+    "calibrate",
+    "export",
+    "doctor",
+)
 
 LIGHT = (
     ("--help",),
     ("--version",),
     ("train", "--help"),
+    ("predict", "--help"),
+    ("doctor", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -347,7 +347,7 @@ def test_a_diverged_run_keeps_its_last_good_state(make, tmp_path):
 
 def scripted(monkeypatch, accuracies):
     script = iter(accuracies)
-    monkeypatch.setattr(training._Work, "validate", lambda self: {"val": next(script)})
+    monkeypatch.setattr(training.Work, "validate", lambda self: {"val": next(script)})
 
 
 @pytest.mark.parametrize(("select", "delivered"), [("last", 8), ("best", 4)])

@@ -1,0 +1,133 @@
+"""The temperature of a run, fitted on validation images and kept with the run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from . import __version__, metrics
+from .data.suites import Suite
+from .data.suites import suite as find_suite
+from .errors import RunError
+from .files import read_json, write_json
+from .prediction import How, gather, open_validation, stay
+from .subjects import Subject, find, hash_of_file
+
+FORMAT = 1
+"""Version of the file; raised when an older reader would misunderstand it."""
+
+FILE = "calibration.json"
+
+WEIGHTS = "predictor/predictor.safetensors"
+
+Classifier = Literal["head", "text"]
+"""What scores: the linear head, or the text tower; each has a temperature of its own"""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted temperature, what it was fitted on, and what it changed."""
+
+    temperature: float
+    """Divides the logits"""
+    classifier: Classifier
+    suite: str
+    definition: str
+    """Hash of the suite's definition"""
+    dataset: str
+    split: str
+    n: int
+    """Images it was fitted on"""
+    accuracy: float
+    """On these images, in [0, 1]; a temperature does not change it"""
+    nll_before: float
+    nll_after: float
+    ece_before: float
+    """In [0, 1], 15 bins"""
+    ece_after: float
+    predictor_sha256: str
+    """Of predictor/predictor.safetensors, so that other weights are noticed"""
+
+
+def calibrate(
+    run: Subject | Path | str, suite: Suite | str = "emojishift", how: How | None = None
+) -> Calibration:
+    """Fit a run's temperature on its task's `val` split and store it as RUN/calibration.json.
+
+    Args:
+        run: A finished run or a merge result.
+        suite: Names the task; none of its own splits is looked at.
+        how: Data, device, number of images.
+
+    Raises:
+        RunError: If it is not a finished run, or the file cannot be written.
+        DataError: If the suite is unknown, has no split of the task itself, or data are missing.
+        WeightsError: If a logit is not finite.
+    """
+    chosen = find_suite(suite) if isinstance(suite, str) else suite
+    how = how or How()
+    subject = find(run)
+    if subject.run is None:
+        raise RunError(
+            f"{subject.name} is not a run, so there is no place to keep a temperature. Make it one "
+            f"with: perdure eval {subject.name} --suite {chosen.name} --out RUN"
+        )
+    unit = open_validation(chosen, how)
+    predictor = subject.predictor()
+    logits, labels = gather(predictor, {0.0: stay}, unit, how)[0.0]
+    temperature = metrics.fit_temperature(logits, labels)
+    scaled = logits / np.float32(temperature)
+    inside = next(split for split in chosen.splits if split.role in ("id", "base"))
+    found = Calibration(
+        temperature=temperature,
+        classifier=classifier_of(predictor.classes, unit.names),
+        suite=chosen.name,
+        definition=chosen.definition,
+        dataset=inside.dataset,
+        split="val",
+        n=len(labels),
+        accuracy=metrics.top1(logits, labels),
+        nll_before=metrics.nll(logits, labels),
+        nll_after=metrics.nll(scaled, labels),
+        ece_before=metrics.ece(logits, labels),
+        ece_after=metrics.ece(scaled, labels),
+        predictor_sha256=hash_of_file(subject.run / WEIGHTS),
+    )
+    if how.runtime is None or how.runtime.is_main:
+        record = {"format": FORMAT, "perdure": __version__, **asdict(found)}
+        write_json(subject.run / FILE, record)
+    return found
+
+
+def classifier_of(trained: tuple[str, ...], names: tuple[str, ...]) -> Classifier:
+    """Return what scores `names` where a head was trained on `trained`, as `logits_fn` decides."""
+    return "head" if trained and set(names) <= set(trained) else "text"
+
+
+def stored(subject: Subject) -> Calibration | None:
+    """Return the calibration kept with a run; None if there is none.
+
+    Raises:
+        RunError: If it is damaged, of another format, or belongs to other weights.
+    """
+    if subject.run is None or not (subject.run / FILE).exists():
+        return None
+    path = subject.run / FILE
+    record: dict[str, Any] = read_json(path)
+    again = f"make it again with: perdure calibrate {subject.run}"
+    if record.pop("format", None) != FORMAT:
+        raise RunError(f"{path} has another format than {FORMAT}, the one read here; {again}")
+    record.pop("perdure", None)
+    try:
+        found = Calibration(**record)
+        whole = 0.01 <= float(found.temperature) <= 100.0
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise RunError(f"{path} is damaged: it holds no temperature in [0.01, 100]; {again}")
+    if found.predictor_sha256 != hash_of_file(subject.run / WEIGHTS):
+        raise RunError(f"{path} was fitted to other weights than those in predictor/; {again}")
+    return found

@@ -1,0 +1,258 @@
+"""The verbs around a run: predict, calibrate, export, doctor; and what a dry run prints."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import clock, columns, emit, emit_json, meter, percent, print_error, say
+from .errors import nearest
+
+if TYPE_CHECKING:
+    from .preflight import Preflight
+    from .recipe import Recipe
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def dry_run(plans: list[tuple[Path, Recipe]], *, json: bool) -> None:
+    """Look at the first steps of every planned run and print what they will train and need."""
+    from .preflight import preflight
+
+    main = os.environ.get("RANK", "0") == "0"  # under torchrun every process takes the steps
+    documents = []
+    for path, recipe in plans:
+        found = preflight(recipe)
+        documents.append({"path": str(path), **found.to_dict()})
+        if main and not json:
+            emit(f"{path}: {found.runtime}\n\n{_about(found)}\n")
+    if main and json:
+        emit_json({"runs": documents})
+    elif main:
+        emit("Nothing was written; without --dry-run the training starts.")
+
+
+def _about(found: Preflight) -> str:
+    rows = [
+        [name, " x ".join(map(str, shape)) or "1", str(count)]
+        for name, shape, count in found.groups()
+    ]
+    zero = [tensor.name for tensor in found.tensors if not tensor.moved]
+    memory = found.memory
+    lines = [
+        columns(["trainable tensor", "shape", "count"], rows),
+        "",
+        f"Trains {found.trainable:,} of {found.parameters:,} numbers in {len(found.tensors)} "
+        f"tensors; each got a gradient in the first {len(found.losses)} steps.",
+        *([f"Gradients that were zero everywhere: {', '.join(zero)}."] if zero else []),
+        f"Memory: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser "
+        f"{_size(memory.optimizer)}, snapshots {_size(memory.snapshots)}; together "
+        f"{_size(memory.known)} without activations.",
+        *([f"Peak of this {memory.peak_of}: {_size(memory.peak)}."] if memory.peak else []),
+        f"Time: {found.seconds_per_step:.3g} s per step x {found.total_steps} steps = "
+        f"{clock(found.seconds)}, without validation.",
+    ]
+    return "\n".join(lines)
+
+
+def _size(number: int) -> str:
+    """Return bytes for people."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def predict(
+    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run, or name of a model.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGES", help="Pictures, or folders of pictures.")
+    ],
+    classes: Annotated[
+        Path | None,
+        typer.Option("--classes", metavar="FILE", help="A name per line; else as trained."),
+    ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option("--templates", metavar="FILE", help="A prompt per line, {} for the name."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write there instead of printing.")
+    ] = None,
+    form: Annotated[str, typer.Option("--format", metavar="csv|json", help="Of the result.")] = (
+        "csv"
+    ),
+    batch: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=1, help="Pictures at a time.")
+    ] = 256,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="CPU threads.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+) -> None:
+    """Classify pictures.
+
+    Probabilities of every class come from the run's head if it was trained on these classes, else
+    from its text tower, and are calibrated if the run was (perdure calibrate RUN).
+    """
+    forms = ("csv", "json")
+    if form not in forms:
+        hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
+        raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
+    from .files import write_text
+    from .predicting import find_pictures, predict_files, read_names
+    from .prediction import How
+    from .runtime import Runtime
+
+    names = None if classes is None else read_names(classes, "classes")
+    prompts = None if templates is None else read_names(templates, "templates")
+    files = find_pictures(images)
+    runtime = Runtime(device, threads=threads)
+    try:
+        with meter(len(files)) as shown:
+            shown.describe(f"{subject}: predicting")
+            how = How(batch_size=batch, runtime=runtime, progress=shown.advance)
+            found = predict_files(subject, files, names, prompts, how)
+    finally:
+        runtime.close()
+    if not runtime.is_main:
+        return
+    scaled = "" if found.temperature is None else f", temperature {found.temperature:.3g}"
+    count = f"{len(files)} picture{'s' if len(files) > 1 else ''}"
+    say(f"{count}, {len(found.classes)} classes, {found.classifier}{scaled}")
+    text = found.to_json() if json or form == "json" else found.to_csv()
+    if out is None:
+        emit(text.rstrip("\n"))
+    else:
+        write_text(out, text)
+        say(f"Wrote {out}")
+
+
+def calibrate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run or merge result.")],
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="NAME", help="Whose task; its `val` split is used.")
+    ] = "emojishift",
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="At most N images.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", help="CPU threads.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Fit a run's temperature on validation images.
+
+    Keeps it as RUN/calibration.json, where `perdure predict` finds it. No image that scores are
+    reported on is looked at.
+    """
+    from .data.suites import suite as find_suite
+
+    chosen = find_suite(suite)
+    from .calibration import FILE
+    from .calibration import calibrate as fit
+    from .prediction import How
+    from .runtime import Runtime
+
+    runtime = Runtime(device, threads=threads)
+    try:
+        found = fit(run, chosen, How(root=data, limit=limit, runtime=runtime))
+    finally:
+        runtime.close()
+    if not runtime.is_main:
+        return
+    if json:
+        emit_json(asdict(found))
+        return
+    rows = [
+        ["before", "1", percent(found.ece_before), f"{found.nll_before:.3f}"],
+        [
+            "after",
+            f"{found.temperature:.3f}",
+            percent(found.ece_after),
+            f"{found.nll_after:.3f}",
+        ],
+    ]
+    emit(f"{run} on {found.dataset} {found.split} (n = {found.n}), scored by {found.classifier}")
+    emit(columns(["", "temperature", "ECE", "NLL"], rows))
+    emit(f"Wrote {Path(run) / FILE}")
+
+
+def export(
+    subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run, or name of a model.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New directory.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="open_clip", help="Format of the directory.")
+    ] = "open_clip",
+    json: Json = False,
+) -> None:
+    """Write a model for other programs, and check it.
+
+    The directory is read back by plain open_clip and compared with its source on random inputs;
+    if any embedding differs by more than 1e-4 nothing is kept.
+    """
+    if to != "open_clip":
+        hint = nearest(to, ["open_clip"]) or "choose open_clip."
+        raise typer.BadParameter(f"no format is called {to!r}; {hint}", param_hint="--to")
+    from .exporting import BOUND, export_open_clip
+
+    found = export_open_clip(subject, out)
+    if json:
+        emit_json({"path": str(out), "format": to, "bound": BOUND, **found._asdict()})
+        return
+    emit(
+        f"Wrote {out}; largest difference to {subject}: image embeddings {found.image:.1e}, text "
+        f"embeddings {found.text:.1e}, scale {found.scale:.1e} (allowed: {BOUND:g})"
+    )
+    emit(f'Next, in Python: open_clip.create_model("local-dir:{out}")')
+
+
+def doctor(json: Json = False) -> None:
+    """Check the installation and the machine.
+
+    Versions, threads, devices, disk, bundled model and data, environment variables. Ends with 2 if
+    something does not work.
+    """
+    from .doctor import OPTIONAL, VARIABLES, examine
+
+    found = examine()
+    if json:
+        emit_json(found.to_dict())
+    else:
+        versions = [f"{name} {number or 'MISSING'}" for name, number in found.versions.items()]
+        rows = [
+            ["versions", ", ".join(versions[:2])],
+            *(["", ", ".join(versions[start : start + 4])] for start in range(2, len(versions), 4)),
+            ["platform", found.platform],
+            ["cores", f"{found.cores['physical']} physical, {found.cores['logical']} logical"],
+            ["threads", f"{found.threads['run']} in a run (torch: {found.threads['torch']})"],
+            ["devices", ", ".join(found.devices)],
+            *([name, number or f"not installed; {OPTIONAL[name]}"]
+              for name, number in found.extras.items()),
+            *([f"free {place}", _size(free)] for place, free in found.disk.items()),
+            *([name, "does NOT load" if spent is None else f"loads and runs ({spent:.2f} s)"]
+              for name, spent in found.models.items()),
+            *([name, place] for name, place in found.data.items()),
+            *([name, f"{'not set' if value is None else value} ({VARIABLES[name]})"]
+              for name, value in found.variables.items()),
+        ]  # fmt: skip
+        width = max(len(label) for label, _ in rows)
+        emit("\n".join(f"{label:<{width}}  {text}" for label, text in rows))
+        for text in found.warnings:
+            emit(f"Warning: {text}")
+    for fault in found.faults:
+        print_error(fault)
+    if found.faults:
+        raise typer.Exit(2)
+    if not json:
+        emit("Everything that perdure needs is here.")

@@ -135,7 +135,7 @@ def evaluate(
     """
     from .data.suites import suite as find_suite
 
-    chosen = find_suite(suite)
+    chosen = find_suite(suite, data)
     if out is not None and len(subjects) != 1:
         raise typer.BadParameter(
             f"it keeps one model, but {len(subjects)} are given.", param_hint="--out"

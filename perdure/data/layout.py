@@ -68,11 +68,6 @@ class Own:
         return None if self.root.is_dir() else read_table(self.root)
 
     @cached_property
-    def _tables(self) -> dict[str, Table]:
-        """Tables of splits that have been read."""
-        return {}
-
-    @cached_property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits: train, val, test, then the shifted ones by name."""
         found: Iterable[str] = self.parts
@@ -175,16 +170,18 @@ class Own:
 
     def _table(self, split: str) -> Table:
         """Return the table that holds a split."""
-        if self.table is not None:
-            return self.table
-        if split not in self._tables:
-            self._tables[split] = read_table(self.parts[split])
-        return self._tables[split]
+        return self.table or read_table(self.parts[split])
 
     def _rows(self, split: str) -> tuple[Table, list[Row]]:
         """Return the rows of a split in the order of their table."""
         table = self._table(split)
         if split in self.parts:
+            for row in table.rows if table.divided else ():
+                if _split_name(table, row) != split:
+                    raise DataError(
+                        f"{table.at(row)}: split is {row.split!r}, but the name of the file says "
+                        f"{split}. Rename the column or the file, or name the file as root."
+                    )
             return table, list(table.rows)
         if table.divided:
             return table, [row for row in table.rows if _split_name(table, row) == split]
@@ -227,7 +224,7 @@ def find_own(root: Path) -> Own:
             raise DataError(
                 f"{root} has split {name!r} twice: {parts[name].name} and {entry.name}. Keep one."
             )
-        if name in _NAMED or (name.startswith(SHIFTED) and len(name) > len(SHIFTED)):
+        if _is_split(name):
             parts[name] = entry
         elif similar:
             near.append(entry.name)
@@ -282,12 +279,16 @@ def _split_name(table: Table, row: Row) -> str:
         DataError: If it is no name of a split.
     """
     name = _OTHER_NAMES.get(row.split or "", row.split or "")
-    if name in _NAMED or (name.startswith(SHIFTED) and len(name) > len(SHIFTED)):
+    if _is_split(name):
         return name
     raise DataError(
         f"{table.at(row)}: {row.split!r} is no split; allowed are {', '.join(_NAMED)} and "
         f"{SHIFTED}NAME. {nearest(name, _NAMED)}".rstrip()
     )
+
+
+def _is_split(name: str) -> bool:
+    return name in _NAMED or (name.startswith(SHIFTED) and name != SHIFTED)
 
 
 def _is_file(path: Path) -> bool:

@@ -6,6 +6,7 @@ Whatever the file holds, the answer is a table or a `DataError` that names file 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -134,9 +135,9 @@ def read_lines(file: Path) -> str:
 
 def _csv_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and stripped values, the header first; blank lines are left out."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.split("\n") if line.strip()), "")
     separator = _sniff(file, first)
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     width = None
     try:
         for values in reader:

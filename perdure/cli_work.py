@@ -70,7 +70,9 @@ def train(
         return
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
-    emit(f"Next: perdure eval {out} --suite emojishift")
+    data = plans[0][1].data
+    suite = f"own --data {data.root}" if data.name == "own" else "emojishift"
+    emit(f"Next: perdure eval {out} --suite {suite}")
 
 
 def _counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:

@@ -108,12 +108,13 @@ def test_captions_train_contrastive_methods_alone(perdure: Perdure, pictures: Pa
             text = f"a {path.parent.name.replace('_', ' ')}, the {number}"
             rows.writerow([path.relative_to(pictures), text, split])
     table = pictures / "pairs.csv"
-    code, error = train(perdure, "own/flyp", table, "optim.epochs=1")
-    assert code == 0, error
+    sets = [part for change in (*SHORT, "optim.epochs=1") for part in ("--set", change)]
+    made = perdure("train", "own/flyp", "--out", "run", "--set", f"data.root={table}", *sets)
+    assert made.code == 0, made.err
+    assert f"--suite own --data {table}" in made.out.replace("\n", "")
     refused = perdure("eval", "run", "--suite", "own", "--data", table)
     assert refused.code == 2
     assert "captions, no labels" in refused.err
-    sets = [part for change in SHORT for part in ("--set", change)]
     refused = perdure(
         "train", "own/flyp", "--out", "ft", "--set", f"data.root={table}", *sets,
         "--set", "method={name: ft}",

@@ -7,7 +7,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types docs check results build clean
+.PHONY: help demo test test-slow lint format types docs check results bench build clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ check: lint types test docs ## Everything a reviewer will run
 
 results: $(VENV)/installed ## Write docs/results.md again (hours; resumable)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.results
+
+bench: $(VENV)/installed ## Compare the cost of steps with the published codes' pattern (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 
 build: $(VENV)/installed-dev ## Build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -5,7 +5,7 @@ drawings, hard scenes and corruptions of the same 80 classes. `docs/benchmark.md
 and says what the bundled model has seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -100,8 +100,8 @@ class EmojiShift:
     """(N,), index into the atlas' vendors"""
     seen: NDArray[np.bool_]
     """(N,), whether pre-training has seen this drawing (under other nuisances)"""
-    draw: Callable[[], Tensor]
-    """Renders all images"""
+    draw: Callable[[Sequence[int]], Tensor]
+    """Renders the images of some indices"""
     name: str = "emojishift"
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class EmojiShift:
     @cached_property
     def images(self) -> Tensor:
         """All images, (N, 3, 40, 40), uint8."""
-        return self.draw()
+        return self.draw(range(len(self)))
 
     def image(self, index: int) -> Tensor:
         """Return one image, (3, 40, 40), uint8."""
@@ -159,10 +159,9 @@ def open_emojishift(
         for concept, place in zip(concepts, places, strict=True)
     )
 
-    def draw() -> Tensor:
-        return _render_all(
-            keys, tuple(vendors), tuple(concepts), tuple(presets), tuple(corruptions)
-        )
+    def draw(rows: Sequence[int]) -> Tensor:
+        columns = (keys, vendors, concepts, presets, corruptions)
+        return _render_all(*(tuple(column[row] for row in rows) for column in columns))
 
     return EmojiShift(
         split=split,
@@ -282,7 +281,7 @@ def picture_sheet(out: Path, columns: int = 16) -> Path:
         chosen = np.linspace(0, len(data) - 1, columns).astype(int)
         # Steps of a round number would always meet the same vendor.
         chosen = np.minimum(chosen + np.arange(columns) % len(domain.vendors), len(data) - 1)
-        rows[split] = data.images[torch.from_numpy(chosen)]
+        rows[split] = data.draw(chosen.tolist())
     for name in RETRIEVAL:
         pairs = open_retrieval(name).images
         rows[f"retrieval {name}"] = pairs[torch.linspace(0, len(pairs) - 1, columns).long()]

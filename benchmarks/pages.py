@@ -93,7 +93,7 @@ def suites() -> str:
     """Return the table of evaluation suites."""
     lines = ["| suite | splits | about |", "|---|---|---|"]
     for name, suite in SUITES.items():
-        splits = ", ".join(f"`{split.name}`" for split in suite.splits)
+        splits = ", ".join(f"`{split.name}`" for split in suite.splits) or "what is found"
         lines.append(f"| `{name}` | {splits} | {suite.summary} |")
     return "\n".join(lines)
 

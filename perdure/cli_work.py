@@ -77,7 +77,9 @@ def train(
         return
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
-    emit(f"Next: perdure eval {out} --suite emojishift")
+    data = plans[0][1].data
+    suite = f"own --data {data.root}" if data.name == "own" else "emojishift"
+    emit(f"Next: perdure eval {out} --suite {suite}")
 
 
 def _counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
@@ -142,7 +144,7 @@ def evaluate(
     """
     from .data.suites import suite as find_suite
 
-    chosen = find_suite(suite)
+    chosen = find_suite(suite, data)
     if out is not None and len(subjects) != 1:
         raise typer.BadParameter(
             f"it keeps one model, but {len(subjects)} are given.", param_hint="--out"

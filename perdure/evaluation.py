@@ -125,7 +125,8 @@ def evaluate(
         RunError: If the run is not finished.
         WeightsError: If the model is unknown, or its logits are not finite.
     """
-    suite = find_suite(suite) if isinstance(suite, str) else suite  # before minutes of loading
+    # Before minutes of loading.
+    suite = find_suite(suite, root) if isinstance(suite, str) else suite
     if isinstance(subject, Predictor):
         found, predictor = Subject("predictor"), subject
     else:
@@ -188,7 +189,7 @@ def evaluate_points(
     common = {
         "perdure": __version__,
         "definition": suite.definition,
-        "templates_sha256": _hash(templates_for(suite.templates)),
+        "templates_sha256": _hash(templates_for(suite.templates, how.root)),
         "transform": asdict(predictor.preprocess),
     }
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import TaskError, WeightsError
+from .errors import DataError, TaskError, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -135,6 +135,7 @@ def tokenize_prompts(
 
     Raises:
         TaskError: If a template has no place for the name.
+        DataError: If a text is longer than the model's context.
     """
     texts = [fill(template, name) for name in names for template in templates]
     rows: list[list[int] | None] = [None] * len(texts)
@@ -156,7 +157,39 @@ def tokenize_prompts(
         assert isinstance(tokenizer, OpenClipTokenizer)
         tokens = tokenizer.frame([row or [] for row in rows])
         tokens[left] = tokenizer([texts[place] for place in left])
+    refuse_cut(tokenizer, texts, tokens)
     return tokens.view(len(names), len(templates), -1)
+
+
+def refuse_cut(tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor) -> None:
+    """Make sure that the tokeniser has cut the end of no text.
+
+    Args:
+        tokenizer: Of the model.
+        texts: N texts.
+        tokens: What it made of them, (N, L).
+
+    Raises:
+        DataError: If a text has more tokens than the model reads; where the tokeniser does not
+            count them, also if it has exactly as many.
+    """
+    full = tokens[:, -1] != 0
+    if full.any() and not (
+        isinstance(tokenizer, OpenClipTokenizer) and tokenizer.ids("") is not None
+    ):
+        full &= tokens[:, -1] != tokenizer([""])[0, -1]  # others pad with other ids
+    for place in full.nonzero().flatten().tolist():
+        text, room = texts[place], tokens.shape[1]
+        found = f"at least {room} tokens"
+        if isinstance(tokenizer, OpenClipTokenizer):
+            ids = tokenizer.ids(text)
+            if ids is not None and len(ids) + 2 <= room:
+                continue
+            found = f"{len(ids) + 2} tokens" if ids is not None else found
+        raise DataError(
+            f"the text {text[:200]!r} has {found} with its start and end, but the model reads "
+            f"{room}, so its end would be cut off. Shorten the caption, class name or template."
+        )
 
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + " ,.-()/:")

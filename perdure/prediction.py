@@ -110,7 +110,7 @@ def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
     Raises:
         DataError: If data are missing.
     """
-    templates = templates_for(suite.templates)
+    templates = templates_for(suite.templates, how.root)
     inside: tuple[str, ...] = ()
     for split in suite.splits:
         dataset = open_dataset(split.dataset, split.split, how.root, classes=split.classes)
@@ -132,8 +132,14 @@ def open_validation(suite: Suite, how: How) -> Unit:
             f"suite {suite.name} has no split of the task itself, so no temperature can be fitted; "
             "leave temperature away."
         )
+    if inside.dataset == "own" and inside.split == "val":
+        raise DataError(
+            f"{how.root} has no split test, so val is what is scored and no temperature can be "
+            "fitted on it; add a split test, or leave temperature away."
+        )
     dataset = open_dataset(inside.dataset, "val", how.root, classes=inside.classes)
-    return Unit(spread(dataset, how.limit), templates_for(suite.templates), dataset.classes)
+    templates = templates_for(suite.templates, how.root)
+    return Unit(spread(dataset, how.limit), templates, dataset.classes)
 
 
 def predict(

@@ -47,7 +47,7 @@ def sweep(
     Raises:
         WeightsError: If an alpha is out of range, or the ends do not fit together.
     """
-    suite = find_suite(suite) if isinstance(suite, str) else suite
+    suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
     wrong = [alpha for alpha in alphas if not 0.0 <= alpha <= 1.0]
     if wrong or not alphas:
         raise WeightsError(
@@ -93,7 +93,7 @@ def sweep_run(
     """
     from .zoo import load
 
-    suite = find_suite(suite) if isinstance(suite, str) else suite
+    suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
     subject = find(run)
     recipe = None if subject.run is None else document(subject.run)
     if subject.run is None or recipe is None or "method" not in recipe:

@@ -134,7 +134,7 @@ class Work:
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
             total,
-            dataset.classes,
+            () if getattr(dataset, "captioned", False) else dataset.classes,
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
         )
@@ -194,7 +194,7 @@ def find_templates(data: DataSpec) -> tuple[str, ...]:
     """
     if isinstance(data.templates, tuple):
         return data.templates
-    return templates_for(data.templates or data.name)
+    return templates_for(data.templates or data.name, data.root)
 
 
 def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> None:

@@ -45,7 +45,7 @@ class Reader:
     opener: str
     """Called as opener(split, root=..., seed=..., shots=..., classes=...), or without `root`"""
     templates: str
-    """A tuple of prompts with {} for the class name"""
+    """A tuple of prompts with {} for the class name, or a function from the root to one"""
     embedded: bool = False
     """Whether the data come with perdure, so that there is no `root`"""
 
@@ -56,6 +56,7 @@ DATASETS: dict[str, Reader] = {
         "perdure.data.captions:TEMPLATES",
         embedded=True,
     ),
+    "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
 }
 """Every known data set by its name in recipes and suites; imported on first use."""
 
@@ -97,13 +98,18 @@ def open_dataset(
     return opener(split, **options)
 
 
-def templates_for(name: str) -> tuple[str, ...]:
+def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
     """Return the prompts that suit a data set, each with {} for the class name.
 
+    Args:
+        name: One of `DATASETS`.
+        root: Where its files are, which may bring prompts of their own.
+
     Raises:
-        DataError: If there is no such data set.
+        DataError: If there is no such data set, or its prompts are malformed.
     """
-    templates: tuple[str, ...] = _target(_reader(name).templates)
+    found = _target(_reader(name).templates)
+    templates: tuple[str, ...] = found(root) if callable(found) else found
     return templates
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
 from ..errors import DataError, PerdureError
-from ..inputs import Preprocess, Tokenizer, fill
+from ..inputs import Preprocess, Tokenizer, fill, refuse_cut
 from .datasets import Dataset
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
@@ -123,7 +123,7 @@ class Captions:
         trim: As in `Loader`; None keeps the whole context.
 
     Raises:
-        DataError: If a class name is empty.
+        DataError: If a class name is empty, or a text is longer than the model's context.
     """
 
     def __init__(
@@ -138,6 +138,7 @@ class Captions:
             raise DataError(f"class {empty[0]} has an empty name; every class needs one.")
         texts = [fill(template, name) for name in classes for template in templates]
         tokens = tokenizer(texts)
+        refuse_cut(tokenizer, texts, tokens)
         # The longest caption of a batch is then known without looking at its tokens.
         lengths = [trim(row[None]).shape[1] if trim else len(row) for row in tokens]
         shape = (len(classes), len(templates))

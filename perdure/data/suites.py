@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from ..errors import DataError, nearest
+from .layout import SHIFTED, find_own, fingerprint
 
 Role = Literal["id", "ood", "base", "novel"]
 """What a split tells: the task itself, shifted data, trained classes, classes never trained on"""
@@ -88,20 +90,63 @@ SUITES: dict[str, Suite] = {
             ),
             templates="emojishift",
         ),
+        Suite(
+            name="own",
+            summary="your pictures at --data: test (or val), and every ood_NAME beside it",
+            splits=(),  # those that are found
+            templates="own",
+        ),
     )
 }
 """Every known suite by name."""
 
 
-def suite(name: str) -> Suite:
+def suite(name: str, root: Path | None = None) -> Suite:
     """Return a suite by name.
 
+    Args:
+        name: One of `SUITES`.
+        root: Where the data are, on which the splits of "own" depend.
+
     Raises:
-        DataError: If there is none; names the nearest.
+        DataError: If there is none (names the nearest), or own data are missing or malformed.
     """
     if name not in SUITES:
         known = ", ".join(SUITES)
         raise DataError(
             f"there is no suite {name!r}. Known: {known}. {nearest(name, SUITES)}".rstrip()
         )
-    return SUITES[name]
+    return _own(SUITES[name], root) if name == "own" else SUITES[name]
+
+
+def _own(empty: Suite, root: Path | None) -> Suite:
+    """Return the suite of what is found under a root."""
+    if root is None:
+        raise DataError(
+            "suite own is made of what is found under a directory, and none is named; add "
+            "--data ROOT with train/, test/, ood_*/ folders or tables, as in data.root of recipes."
+        )
+    own = find_own(root)
+    inside = next((name for name in ("test", "val") if name in own.splits), None)
+    if inside is None:
+        raise DataError(
+            f"{root} has neither split test nor val to evaluate on; found: "
+            f"{', '.join(own.splits)}. Add {root / 'test'}/<class>/*.jpg or a table test.csv."
+        )
+    if own.captioned:
+        raise DataError(
+            f"{root} has captions, no labels, so there are no classes to score; contrastive "
+            "methods train on captions, but suite own needs a column of labels."
+        )
+    shifted = [name for name in own.splits if name.startswith(SHIFTED)]
+    return replace(
+        empty,
+        splits=(
+            Split(name="id", role="id", dataset="own", split=inside),
+            *(
+                Split(name=name.removeprefix(SHIFTED), role="ood", dataset="own", split=name)
+                for name in shifted
+            ),
+        ),
+        version=fingerprint(own, (inside, *shifted)),
+    )

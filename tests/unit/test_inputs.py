@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from perdure.errors import TaskError, WeightsError
-from perdure.inputs import OpenClipTokenizer, fill, tokenize_prompts
+from perdure.errors import DataError, TaskError, WeightsError
+from perdure.inputs import OpenClipTokenizer, fill, refuse_cut, tokenize_prompts
 
 NAMES = [
     "taco", "Fire Engine", "T-shirt", "jack-o'-lantern", "St. Bernard", "co. (ltd)", "café", "",
@@ -23,7 +24,7 @@ TEMPLATES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("vocabulary", "length"), [("clip", 77), ("emojishift", 20)])
+@pytest.mark.parametrize(("vocabulary", "length"), [("clip", 77), ("emojishift", 150)])
 def test_joined_prompts_have_the_ids_of_whole_texts(vocabulary: str, length: int) -> None:
     tokenizer = OpenClipTokenizer(vocabulary, length)
     texts = [fill(template, name) for name, template in itertools.product(NAMES, TEMPLATES)]
@@ -31,6 +32,28 @@ def test_joined_prompts_have_the_ids_of_whole_texts(vocabulary: str, length: int
     assert found.shape == (len(NAMES), len(TEMPLATES), length)
     assert found.dtype == torch.int64
     assert torch.equal(found.flatten(0, 1), tokenizer(texts))
+
+
+@pytest.mark.parametrize("name", ["taco", "café"])  # joined by words, and tokenised whole
+def test_a_text_that_fits_exactly_is_kept_and_a_longer_one_refused(name: str) -> None:
+    ids = OpenClipTokenizer("emojishift", 77).ids(f"a photo of a {name}")
+    assert ids is not None
+    exact = OpenClipTokenizer("emojishift", len(ids) + 2)
+    assert int(tokenize_prompts(exact, [name], ["a photo of a {}"])[0, 0, -2]) == ids[-1]
+    short = OpenClipTokenizer("emojishift", len(ids) + 1)
+    message = f"a photo of a {name}' has {len(ids) + 2} tokens .* reads {len(ids) + 1}"
+    with pytest.raises(DataError, match=message):
+        tokenize_prompts(short, [name], ["a photo of a {}"])
+
+
+def test_padding_other_than_zero_is_not_taken_for_text() -> None:
+    def tokenize(texts: Sequence[str]) -> Tensor:
+        rows = [[*map(ord, text)][:6] for text in texts]
+        return torch.tensor([[*row, *[1] * (6 - len(row))] for row in rows])
+
+    refuse_cut(tokenize, ["cat", "horse"], tokenize(["cat", "horse"]))
+    with pytest.raises(DataError, match="'elephant' has at least 6 tokens"):
+        refuse_cut(tokenize, ["cat", "elephant"], tokenize(["cat", "elephant"]))
 
 
 @pytest.mark.parametrize("names", [["taco", "tiger"], ["café", "“x”"]])
@@ -55,13 +78,13 @@ def test_imagenet_prompts_are_joined_exactly() -> None:
 def test_other_tokenizers_get_whole_texts() -> None:
     class Lengths:
         vocabulary = None
-        context_length = 1
+        context_length = 2
 
         def __call__(self, texts: list[str]) -> Tensor:
-            return torch.tensor([[len(text)] for text in texts])
+            return torch.tensor([[len(text), 0] for text in texts])
 
     found = tokenize_prompts(Lengths(), ["ab", "c"], ["{}", "a {}"])  # type: ignore[arg-type]
-    assert found.tolist() == [[[2], [4]], [[1], [3]]]
+    assert found.tolist() == [[[2, 0], [4, 0]], [[1, 0], [3, 0]]]
 
 
 def test_a_template_needs_a_place_for_the_name() -> None:

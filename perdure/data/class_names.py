@@ -1,0 +1,165 @@
+"""Class names and prompts from files beside a person's own data. Imports no torch.
+
+`classes.txt` holds `folder name<TAB>readable name` per line, or names alone in the order of the
+sorted folders (or of the numbers that are labels). `templates.txt` holds one prompt per line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..errors import DataError, nearest
+from .tables import read_lines
+
+_SHOWN = 10
+"""Names that an error repeats"""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What data call their classes, and what prompts call them."""
+
+    keys: tuple[str, ...]
+    """Folder names or labels"""
+    readable: tuple[str, ...]
+    """In the same order"""
+    origin: str
+    """Where they come from, for errors"""
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """From whatever the data may say to the index of a class; keys go before names."""
+        found = {name: index for index, name in enumerate(self.readable)}
+        return found | {key: index for index, key in enumerate(self.keys)}
+
+    def find(self, text: str, where: str) -> int:
+        """Return the class of a folder's name or a label: a key, a name or a number.
+
+        Args:
+            text: What the data say.
+            where: Where they say it, for errors.
+
+        Raises:
+            DataError: If it is none of the classes, or a number out of range.
+        """
+        if text in self.places:
+            return self.places[text]
+        count = len(self.readable)
+        if _is_number(text) and not any(map(_is_number, self.keys)):
+            if 0 <= int(text) < count:
+                return int(text)
+            raise DataError(
+                f"{where}: label {text} is out of range; {self.origin} has {count} classes, so "
+                f"labels are 0 to {count - 1}. Mend the label or complete classes.txt."
+            )
+        more = ", ..." if len(self.keys) > _SHOWN else ""
+        raise DataError(
+            f"{where}: {text!r} is no class of {self.origin}; known: "
+            f"{', '.join(self.keys[:_SHOWN])}{more}. {nearest(text, self.places)}".rstrip()
+        )
+
+
+def read_names(file: Path, found: Sequence[str], source: Path) -> Names:
+    """Return the classes of a task.
+
+    Args:
+        file: `classes.txt`; need not exist.
+        found: Folder names or labels of the training data, sorted, no two equal.
+        source: The training data, a directory or a table.
+
+    Raises:
+        DataError: If names are missing, stand twice, or say nothing about a picture.
+    """
+    lines = _lines(file)
+    if lines is None:
+        if all(map(_is_number, found)):
+            raise DataError(
+                f"the classes of {source} are numbers ({', '.join(found[:3])}), which say nothing "
+                f"to a model that reads. Write their names into {file}, one per line, in the order "
+                "of the numbers from 0, or as 'number<TAB>name'."
+            )
+        return _unique(Names(tuple(found), tuple(map(_words, found)), str(source)))
+    if not lines:
+        raise DataError(f"{file} is empty; expected one class name per line.")
+    if any("\t" in line for _, line in lines):
+        return _unique(_pairs(file, lines))
+    names = tuple(line for _, line in lines)
+    if set(names) == set(found):
+        return _unique(Names(names, tuple(map(_words, names)), str(file)))
+    if not source.is_dir():
+        return _unique(Names(names, names, str(file)))
+    if len(names) != len(found):
+        raise DataError(
+            f"{file} has {len(names)} names, but {source} has {len(found)} folders of classes "
+            f"({', '.join(found[:_SHOWN])}). Write one name per folder in the sorted order of the "
+            "folders, or 'folder<TAB>name'."
+        )
+    return _unique(Names(tuple(found), names, str(file)))
+
+
+def read_templates(file: Path) -> tuple[str, ...] | None:
+    """Return the prompts of `templates.txt`; None if there is no such file.
+
+    Raises:
+        DataError: If there is none in it, or one has no {} for the class name.
+    """
+    lines = _lines(file)
+    if lines is None:
+        return None
+    wrong = next(((number, line) for number, line in lines if "{}" not in line), None)
+    if not lines or wrong:
+        found = "is empty" if wrong is None else f"line {wrong[0]} is {wrong[1]!r}"
+        raise DataError(
+            f"{file}: {found}; every line is a prompt with {{}} for the class name, such as "
+            "'a photo of a {}.'."
+        )
+    return tuple(line for _, line in lines)
+
+
+def _pairs(file: Path, lines: Sequence[tuple[int, str]]) -> Names:
+    keys, readable = [], []
+    for number, line in lines:
+        key, _, name = (part.strip() for part in line.partition("\t"))
+        if not key or not name or "\t" in name:
+            raise DataError(
+                f"{file}, line {number} is {line!r}; where one line has a tab, every line is "
+                "'folder<TAB>name'."
+            )
+        keys.append(key)
+        readable.append(name)
+    return Names(tuple(keys), tuple(readable), str(file))
+
+
+def _unique(names: Names) -> Names:
+    """Refuse two equal names; letters of either case are equal to most vocabularies."""
+    for what, values in (("key", names.keys), ("name", names.readable)):
+        seen: dict[str, str] = {}
+        for value in values:
+            plain = value if what == "key" else value.lower()
+            if plain in seen:
+                raise DataError(
+                    f"two classes of {names.origin} have the {what} {value!r} (the other is "
+                    f"{seen[plain]!r}); a model cannot tell them apart. Rename one in classes.txt, "
+                    "or join them."
+                )
+            seen[plain] = value
+    return names
+
+
+def _lines(file: Path) -> list[tuple[int, str]] | None:
+    """Return numbers and contents of the lines that are not blank; None without the file."""
+    if not file.exists():
+        return None
+    lines = enumerate(read_lines(file).split("\n"), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def _words(key: str) -> str:
+    return " ".join(key.replace("_", " ").split())
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 19

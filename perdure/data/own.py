@@ -1,0 +1,135 @@
+"""A person's own pictures as a data set: decoded when looked at, upright, RGB."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import DataError
+from .layout import Listing, find_own
+
+TEMPLATES = ("a photo of a {}.",)
+"""Prompts where there is no `templates.txt`"""
+
+CAPTION_TEMPLATES = ("{}",)
+"""Prompts of captions, which are whole texts"""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""What is decoded, whatever the file's ending; others have decoders that run programs"""
+
+_SHOTS = 3
+"""Name of the random stream that chooses few-shot subsets"""
+
+
+@dataclass(frozen=True, eq=False)
+class OwnPictures:
+    """One split. With captions, pictures of the same caption have the same label."""
+
+    files: tuple[Path, ...]
+    """(N,)"""
+    labels: NDArray[np.int64]
+    """(N,), index into `classes`"""
+    classes: tuple[str, ...]
+    """Readable names, or the distinct captions"""
+    captioned: bool
+    """Whether `classes` are captions, which are no classes of a task"""
+    name: str = "own"
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.files)
+
+    def image(self, index: int) -> Tensor:
+        """Return one picture, (3, H, W), uint8.
+
+        Raises:
+            DataError: If it cannot be decoded.
+        """
+        return decode(self.files[index])
+
+
+def open_own(
+    split: str, *, root: Path, seed: int = 0, shots: int | None = None, classes: str = "all"
+) -> OwnPictures:
+    """Open a split of a person's own data.
+
+    Args:
+        split: "train", "val", "test", "ood_NAME".
+        root: Directory or table, see `perdure.data.layout`.
+        seed: Chooses the subset where `shots` is given.
+        shots: Pictures per class; None for all. Classes that have fewer keep what they have.
+        classes: "all"; own data have no other part.
+
+    Raises:
+        DataError: If data are missing or malformed, or a part is asked for.
+    """
+    if classes != "all":
+        raise DataError(f"own data have no part {classes!r}; leave data.classes away or 'all'.")
+    listing = find_own(root).listing(split)
+    if shots is None:
+        kept = np.arange(len(listing.files))
+    elif listing.captioned:
+        raise DataError(
+            f"data.shots is {shots} pictures per class, but {root} has captions, no classes; leave "
+            "data.shots away."
+        )
+    else:
+        kept = _few(listing, shots, seed)
+    return OwnPictures(
+        tuple(listing.files[index] for index in kept),
+        np.array(listing.labels, dtype=np.int64)[kept],
+        listing.classes,
+        listing.captioned,
+    )
+
+
+def own_templates(root: Path | None) -> tuple[str, ...]:
+    """Return the prompts of own data: those of `templates.txt`, or plain ones.
+
+    Raises:
+        DataError: If the file is malformed, or there are no data at `root`.
+    """
+    if root is None:
+        return TEMPLATES
+    own = find_own(root)
+    return own.templates or (CAPTION_TEMPLATES if own.captioned else TEMPLATES)
+
+
+def decode(file: Path) -> Tensor:
+    """Decode a picture as its camera was held, (3, H, W), uint8, RGB.
+
+    Raises:
+        DataError: If the file is missing, damaged or of another format.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I"):  # 16 bits; pillow would cut off, not scale
+                picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+            pixels = np.array(picture.convert("RGB"))
+    except Exception as error:  # pillow's decoders raise whatever they meet
+        reason = str(error).strip() or type(error).__name__
+        raise DataError(
+            f"cannot read the picture {file} ({reason[:200]}); allowed are whole "
+            f"{', '.join(FORMATS)} files. Replace it, or take it out of the data."
+        ) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _few(listing: Listing, shots: int, seed: int) -> NDArray[np.int64]:
+    """Return so many random pictures of every class, in their order; other classes change none."""
+    if shots < 1:
+        raise DataError(f"shots is {shots}; it must be 1 or more images per class.")
+    labels = np.array(listing.labels)
+    kept = []
+    for label in range(len(listing.classes)):
+        members = np.flatnonzero(labels == label)
+        rng = np.random.default_rng((_SHOTS, seed, label))
+        kept.append(rng.permutation(members)[:shots])
+    return np.sort(np.concatenate(kept))

@@ -1,0 +1,146 @@
+"""Own pictures from the command line: train and evaluate in real layouts, and what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .conftest import Perdure
+
+COLOURS = {"red_cup": (200, 40, 40), "green_leaf": (40, 180, 60), "blue_boat": (50, 70, 210)}
+SHORT = (
+    "model.name=perdure-tiny",
+    "model.weights=null",
+    "optim.batch_size=6",
+    "optim.epochs=6",
+    "optim.lr=1.0e-3",
+)
+
+
+def draw(file: Path, colour: tuple[int, int, int], seed: int) -> None:
+    """Write a noisy picture of a colour that is not square."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(-30, 30, size=(36, 48, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(file)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes, divided, with one shifted set that has two of them, brighter."""
+    root = tmp_path / "pictures"
+    for name, colour in COLOURS.items():
+        for split, count in (("train", 4), ("val", 2), ("test", 3)):
+            for number in range(count):
+                draw(root / split / name / f"{number}.png", colour, 10 * number + count)
+        if name != "blue_boat":
+            light = (colour[0] + 40, colour[1] + 40, colour[2] + 40)
+            for number in range(2):
+                draw(root / "ood_light" / name / f"{number}.jpg", light, number)
+    (root / "templates.txt").write_text("a photo of a {}\na picture of a {}\n")
+    return root
+
+
+def train(perdure: Perdure, recipe: str, root: Path, *changes: str) -> tuple[int, str]:
+    sets = [part for change in (*SHORT, *changes) for part in ("--set", change)]
+    answer = perdure("train", recipe, "--out", "run", "--set", f"data.root={root}", *sets)
+    return answer.code, answer.err
+
+
+def test_folders_train_and_score_with_their_shift(perdure: Perdure, pictures: Path) -> None:
+    zero = json.loads(
+        perdure("eval", "perdure-tiny", "--suite", "own", "--data", pictures, "--json").out
+    )
+    code, error = train(perdure, "own/tracer", pictures)
+    assert code == 0, error
+    text = perdure("eval", "run", "--suite", "own", "--data", pictures, "--temperature")
+    assert text.code == 0, text.err
+    assert "light" in text.out
+    document = json.loads(
+        perdure("eval", "run", "--suite", "own", "--data", pictures, "--json").out
+    )
+    splits = document["splits"]
+    assert {name: (one["role"], one["n"]) for name, one in splits.items()} == {
+        "id": ("id", 9),
+        "light": ("ood", 4),
+    }
+    assert splits["id"]["accuracy"] > max(0.9, zero["splits"]["id"]["accuracy"] - 1e-9)
+    assert document["definition"] == zero["definition"]
+    stored = json.loads(Path("run/scores/own.json").read_text())
+    assert stored["splits"] == splits
+    validations = [
+        json.loads(line)["validation"]
+        for line in Path("run/log.jsonl").read_text().splitlines()
+        if "validation" in line
+    ]
+    assert len(validations) == 6
+    assert set(validations[0]) == {"val"}
+
+
+def test_a_head_trains_on_folders_without_splits(perdure: Perdure, pictures: Path) -> None:
+    code, error = train(
+        perdure,
+        "own/flyp",
+        pictures / "train",
+        "method={name: ft}",
+        "optim.head_lr=0.01",
+    )
+    assert code == 0, error
+    answer = perdure("eval", "run", "--suite", "own", "--data", pictures / "train", "--json")
+    scores = json.loads(answer.out)["splits"]["id"]
+    assert scores["n"] == 3  # one of four in each class is held out
+    assert scores["classifier"] == "head"
+
+
+def test_captions_train_contrastive_methods_alone(perdure: Perdure, pictures: Path) -> None:
+    files = sorted((pictures / "train").rglob("*.png"))
+    with (pictures / "pairs.csv").open("w", newline="") as file:
+        rows = csv.writer(file, delimiter=";")
+        rows.writerow(["filepath", "caption", "split"])
+        for number, path in enumerate(files):
+            split = "val" if number % 4 == 0 else "train"
+            text = f"a {path.parent.name.replace('_', ' ')}, the {number}"
+            rows.writerow([path.relative_to(pictures), text, split])
+    table = pictures / "pairs.csv"
+    sets = [part for change in (*SHORT, "optim.epochs=1") for part in ("--set", change)]
+    made = perdure("train", "own/flyp", "--out", "run", "--set", f"data.root={table}", *sets)
+    assert made.code == 0, made.err
+    assert f"--suite own --data {table}" in made.out.replace("\n", "")
+    refused = perdure("eval", "run", "--suite", "own", "--data", table)
+    assert refused.code == 2
+    assert "captions, no labels" in refused.err
+    refused = perdure(
+        "train", "own/flyp", "--out", "ft", "--set", f"data.root={table}", *sets,
+        "--set", "method={name: ft}",
+    )  # fmt: skip
+    assert refused.code == 2
+    assert "no class names" in refused.err
+    assert not Path("ft").exists()
+
+
+def test_a_corrupt_picture_is_named_and_ends_the_run(perdure: Perdure, pictures: Path) -> None:
+    victim = pictures / "train" / "red_cup" / "1.png"
+    victim.write_bytes(victim.read_bytes()[:60])
+    code, error = train(perdure, "own/flyp", pictures)
+    assert code == 2
+    assert "1.png" in error
+    assert "Traceback" not in error
+
+
+def test_own_needs_a_place(perdure: Perdure, tmp_path: Path) -> None:
+    for arguments in (
+        ("train", "own/flyp", "--out", "run"),
+        ("eval", "perdure-tiny", "--suite", "own"),
+        ("eval", "perdure-tiny", "--suite", "own", "--data", tmp_path / "nothing"),
+        ("show", "own"),
+    ):
+        answer = perdure(*arguments)
+        assert answer.code == 2, arguments
+        assert "root" in answer.err or "--data" in answer.err or "directory" in answer.err
+    assert list(tmp_path.iterdir()) == []

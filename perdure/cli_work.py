@@ -55,17 +55,22 @@ def train(
         ]
     # Only now, because it imports torch: a wrong recipe has been answered already.
     from .run import Run
-    from .runtime import is_main
+    from .runtime import Runtime, is_main
     from .training import train as carry_out
 
     if not resume:
         for path, _ in plans:
             Run(path).require_new()
     runs = []
-    with meter(len(plans)) as shown:
-        for path, plan in plans:
-            count = _counter(shown, f"{path}:") if is_main() else None
-            runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
+    # Processes can meet only once, so they stay together from the first seed to the last.
+    group = Runtime(plans[0][1].run.device, threads=plans[0][1].run.threads)
+    try:
+        with meter(len(plans)) as shown:
+            for path, plan in plans:
+                count = _counter(shown, f"{path}:") if is_main() else None
+                runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
+    finally:
+        group.close()
     if not is_main():
         return
     if json:

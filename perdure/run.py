@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from . import states
 from .documents import parse_yaml
-from .errors import RunError, SurgeryError
+from .errors import PerdureError, RunError, SurgeryError
 from .files import (
     read_json,
     remove_unfinished,
@@ -200,11 +200,20 @@ class Run:
             predictor.fold().export_open_clip(self.path / "model")
         except SurgeryError as error:  # some methods leave modules that plain CLIP cannot hold
             note = f"no model/: {error}"
-        predictor.save(self.path / "predictor")
+        before = self.status()
+        self.update_status(state="finished", note=note, **status)
+        try:
+            predictor.save(self.path / "predictor")
+        except PerdureError:
+            write_json(self.path / "status.json", before)
+            raise
+        self.tidy(keep_states=keep_states)
+
+    def tidy(self, *, keep_states: bool) -> None:
+        """Delete what a finished run no longer needs, also where a kill came in between."""
         if not keep_states:
             shutil.rmtree(self.states, ignore_errors=True)
         remove_unfinished(self.path)
-        self.update_status(state="finished", note=note, **status)
 
     def scores(self, suite: str) -> dict[str, Any]:
         """Return the scores on a suite.

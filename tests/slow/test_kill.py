@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import signal
@@ -61,6 +62,7 @@ def start(folder: Path, limit: int | None = None) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=restrict,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
     )
 
 

@@ -35,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader went away, as `head` does; without this Python complains when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        # What no verb foresees: a name that is too long, a directory that may not be looked into.
+        if error.filename is None:
+            raise
+        print_error(f"cannot use {error.filename} ({error.strerror}); name another path.")
+        sys.exit(2)
 
 
 def _version(asked: bool) -> None:

@@ -59,6 +59,7 @@ def train(
         ]
     # Only now, because it imports torch: a wrong recipe has been answered already.
     from .run import Run
+    from .runtime import Runtime, is_main
     from .training import train as carry_out
 
     if not resume:
@@ -68,10 +69,17 @@ def train(
         dry_run(plans, json=json)
         return
     runs = []
-    with meter(len(plans)) as shown:
-        for path, plan in plans:
-            count = _counter(shown, f"{path}:")
-            runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
+    # Processes can meet only once, so they stay together from the first seed to the last.
+    group = Runtime(plans[0][1].run.device, threads=plans[0][1].run.threads)
+    try:
+        with meter(len(plans)) as shown:
+            for path, plan in plans:
+                count = _counter(shown, f"{path}:") if is_main() else None
+                runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
+    finally:
+        group.close()
+    if not is_main():
+        return
     if json:
         emit_json({"runs": [_about(run) for run in runs]})
         return
@@ -159,9 +167,12 @@ def evaluate(
     from .subjects import find, find_all
 
     found = [one for name in subjects for one in find_all(name, weights)]
-    if out is not None:
-        found = [find(keep("zero-shot", found, out))]
     runtime = Runtime(device, threads=threads)
+    if out is not None:
+        if runtime.is_main:
+            keep("zero-shot", found, out)
+        runtime.wait()
+        found = [find(out)]
     how = How(root=data, limit=limit, runtime=runtime)
     documents = []
     try:

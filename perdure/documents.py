@@ -18,6 +18,9 @@ RECIPES = Path(__file__).parent / "recipes"
 _MAX_DEPTH = 10
 """More `base:` steps than anybody needs, so a circle is found"""
 
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError, AttributeError, LookupError, TypeError)
+"""What PyYAML raises; the last three for tags that lie, such as `!!timestamp x`"""
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which a key that stands twice is an error, not a silent replacement."""
@@ -74,7 +77,7 @@ def parse_yaml(text: str, source: str) -> Table:
     """
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NOT_YAML as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"{source} is not valid YAML: {reason}") from None
     if not isinstance(value, dict):
@@ -140,7 +143,7 @@ def override(table: Table, assignments: Iterable[str]) -> Table:
             continue
         try:
             value = yaml.load(text, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except _NOT_YAML:
             faults.append(f"{assignment!r}: the value is not valid YAML; put it in quotes")
             continue
         table = _with(table, path, value)

@@ -27,7 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             if there was one, is untouched.
     """
     temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
-    with _reported(path):
+    with reported(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -48,7 +48,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{UNFINISHED}{os.getpid()}-{path.name}")
     outgoing = temporary.with_name(f"{temporary.name}-old")
-    with _reported(path):
+    with reported(path):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -96,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} does not exist; name a run directory or file that perdure has written."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); restore it or make it again.") from None
     if not isinstance(value, dict):
         kind = type(value).__name__
@@ -123,7 +123,12 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def _reported(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while `path` is written into an error for people.
+
+    Raises:
+        RunError: If the disk is full, a limit is reached or the place is read-only.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:

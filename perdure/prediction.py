@@ -199,7 +199,9 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
             if how.progress is not None:
                 how.progress(len(images))
     return {
-        position: Outputs(_host(rows, runtime), unit.dataset.labels)
+        position: Outputs(
+            _host(rows, len(unit.columns or unit.names), runtime), unit.dataset.labels
+        )
         for position, rows in parts.items()
     }
 
@@ -215,9 +217,12 @@ def _select(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:
     return torch.stack([logits[:, list(own)].amax(dim=1) for own in columns], dim=1)
 
 
-def _host(rows: Sequence[Tensor], runtime: Runtime | None) -> NDArray[np.float32]:
+def _host(rows: Sequence[Tensor], width: int, runtime: Runtime | None) -> NDArray[np.float32]:
     """Join batches, and the parts of all processes, into one finite array."""
-    joined = torch.cat(list(rows))
+    if rows:
+        joined = torch.cat(list(rows))
+    else:  # there are fewer images than processes
+        joined = torch.empty(0, width, device=None if runtime is None else runtime.device)
     logits = joined.cpu().numpy() if runtime is None else runtime.to_host(joined)
     if not np.isfinite(logits).all():
         raise WeightsError(

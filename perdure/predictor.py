@@ -267,23 +267,14 @@ class Predictor(nn.Module):
                 f"{path / 'predictor.json'} has format {record.get('format')!r}; this version of "
                 f"perdure reads format {FORMAT}. Use the version that wrote it."
             )
-        source, pixels = ModelSource(**record["source"]), record["preprocess"]
-        mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
-        predictor = cls(
-            towers.build(source.config["model_cfg"]),
-            OpenClipTokenizer(
-                locate_vocabulary(record["vocabulary"], path), record["context_length"]
-            ),
-            Preprocess(pixels["size"], mean, std, pixels["interpolation"]),
-            source,
-        )
-        predictor.classes, predictor.templates = (
-            tuple(record["classes"]),
-            tuple(record["templates"]),
-        )
-        if predictor.classes:
-            width = source.config["model_cfg"]["embed_dim"]
-            predictor.head = _empty_head(width, len(predictor.classes))
+        try:
+            predictor = cls._described(record, path)
+        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise WeightsError(
+                f"{path / 'predictor.json'} does not describe a predictor "
+                f"({type(error).__name__}: {error}). The directory is damaged or was changed by "
+                "hand; make it again."
+            ) from error
         try:
             load_model(predictor, path / "predictor.safetensors")
         except (SafetensorError, RuntimeError, OSError) as error:
@@ -292,6 +283,28 @@ class Predictor(nn.Module):
                 "or was changed by hand; make it again."
             ) from error
         return predictor.eval()
+
+    @classmethod
+    def _described(cls, record: dict[str, Any], path: Path) -> Predictor:
+        """Build, with random weights, what a `predictor.json` describes."""
+        source, pixels = ModelSource(**record["source"]), record["preprocess"]
+        (red, green, blue), (dark, medium, light) = pixels["mean"], pixels["std"]
+        mean = (float(red), float(green), float(blue))
+        std = (float(dark), float(medium), float(light))
+        predictor = cls(
+            towers.build(source.config["model_cfg"]),
+            OpenClipTokenizer(
+                locate_vocabulary(record["vocabulary"], path), int(record["context_length"])
+            ),
+            Preprocess(int(pixels["size"]), mean, std, str(pixels["interpolation"])),
+            source,
+        )
+        predictor.classes = tuple(map(str, record["classes"]))
+        predictor.templates = tuple(map(str, record["templates"]))
+        if predictor.classes:
+            width = source.config["model_cfg"]["embed_dim"]
+            predictor.head = _empty_head(width, len(predictor.classes))
+        return predictor
 
     def export_open_clip(self, path: Path) -> None:
         """Write a directory that plain open_clip loads as `local-dir:PATH`, whole or not at all.

@@ -8,19 +8,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from .comparison import Point
-from .errors import RunError, nearest
+from .documents import parse_yaml
+from .errors import RecipeError, RunError, nearest
 from .files import read_json
 from .metrics import harmonic_mean
 from .recipe import HOW
 
 Splits = Mapping[str, Mapping[str, Any]]
 """Split name to its entry in a score file."""
+
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+"""What reading raises where a file holds something else than perdure writes"""
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,14 @@ class Record:
                 f"{self.path}: no {path.name} beside its scores, so images cannot be paired. "
                 f"Evaluate it again: perdure eval {self.path} --suite {self.suite}"
             )
-        with np.load(path) as stored:
-            return {
-                name: (stored[f"{name}/prediction"] == stored[f"{name}/label"]).astype(np.float64)
-                for name in self.splits
-            }
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                return {
+                    name: (stored[f"{name}/prediction"] == stored[f"{name}/label"]).astype(float)
+                    for name in self.splits
+                }
+        except (*_MALFORMED, OSError, EOFError, BadZipFile) as error:
+            raise _damaged(path, error) from None
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -182,6 +189,14 @@ def read(path: Path, suite: str | None = None) -> Record:
             f"{path} has no scores of suite {suite!r}; {hint(suite, found)}it has: "
             f"{', '.join(found)}. Evaluate it: perdure eval {path} --suite {suite}"
         )
+    try:
+        return _record(path, suite, origin)
+    except _MALFORMED as error:
+        raise _damaged(path, error) from None
+
+
+def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
+    """Read the scores of a run on one suite."""
     scores = read_json(path / "scores" / f"{suite}.json")
     method, alpha, seed, settings = identity(origin)
     tuned = None
@@ -198,6 +213,10 @@ def read(path: Path, suite: str | None = None) -> Record:
                 f"Make both again: perdure eval {path} --suite {suite} --sweep"
             )
         sweep = {float(entry["alpha"]): entry["splits"] for entry in curve["points"]}
+    # Whatever is missing shall be missed here, where the file can be named.
+    for entries in (scores["splits"], *sweep.values()):
+        summary(entries)
+        [(entry["n"], entry["role"], entry["accuracy"]) for entry in entries.values()]
     status_file = path / "status.json"
     status = read_json(status_file) if status_file.is_file() else {}
     return Record(
@@ -263,6 +282,18 @@ def document(path: Path) -> Mapping[str, Any]:
     for name in ("recipe.yaml", "merge.yaml"):
         file = path / name
         if file.is_file():
-            found: Mapping[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            return found
+            try:
+                return parse_yaml(file.read_text(encoding="utf-8"), str(file))
+            except (RecipeError, OSError, UnicodeError) as error:
+                raise _damaged(file, error) from None
     raise RunError(f"{path} is not a run directory: it has no recipe.yaml or merge.yaml.")
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    """Return the error of a file, or a run, that does not hold what perdure writes."""
+    reason = f"no entry {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return RunError(
+        f"{path} cannot be read: it does not hold what perdure writes ({reason[:300]}). "
+        "It is damaged, was changed by hand, or comes from another version; restore it or make it "
+        "again."
+    )

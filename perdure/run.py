@@ -25,8 +25,15 @@ from torch.optim import Optimizer
 
 from . import states
 from .documents import parse_yaml
-from .errors import RunError, SurgeryError
-from .files import read_json, remove_unfinished, whole_directory, write_json, write_text
+from .errors import PerdureError, RunError, SurgeryError
+from .files import (
+    read_json,
+    remove_unfinished,
+    reported,
+    whole_directory,
+    write_json,
+    write_text,
+)
 from .predictor import Predictor
 from .recipe import Recipe, differences, dump_recipe, parse_recipe
 from .runtime import Runtime
@@ -102,7 +109,7 @@ class Run:
         path = self.path / "recipe.yaml"
         try:
             text = path.read_text(encoding="utf-8")
-        except OSError:
+        except (OSError, UnicodeError):
             raise RunError(
                 f"{self.path} is not a run directory: it has no readable recipe.yaml. "
                 "Name a directory that `perdure train` has written."
@@ -139,14 +146,19 @@ class Run:
         write_json(self.path / "status.json", self.status() | values)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a line to the log."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+        """Append a line to the log.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        with reported(path := self.path / "log.jsonl"), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def log_rows(self) -> list[dict[str, Any]]:
         """Return the whole lines of the log."""
         path = self.path / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines = text.splitlines()
         return [row for line in lines if (row := _row(line)) is not None]
 
     def cut_log(self, step: int) -> None:
@@ -188,11 +200,20 @@ class Run:
             predictor.fold().export_open_clip(self.path / "model")
         except SurgeryError as error:  # some methods leave modules that plain CLIP cannot hold
             note = f"no model/: {error}"
-        predictor.save(self.path / "predictor")
+        before = self.status()
+        self.update_status(state="finished", note=note, **status)
+        try:
+            predictor.save(self.path / "predictor")
+        except PerdureError:
+            write_json(self.path / "status.json", before)
+            raise
+        self.tidy(keep_states=keep_states)
+
+    def tidy(self, *, keep_states: bool) -> None:
+        """Delete what a finished run no longer needs, also where a kill came in between."""
         if not keep_states:
             shutil.rmtree(self.states, ignore_errors=True)
         remove_unfinished(self.path)
-        self.update_status(state="finished", note=note, **status)
 
     def scores(self, suite: str) -> dict[str, Any]:
         """Return the scores on a suite.
@@ -212,9 +233,9 @@ class Run:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError:  # the process was killed while writing it
+    except (ValueError, RecursionError):  # the process was killed while writing it
         return None
-    return row if isinstance(row, dict) else None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

@@ -148,6 +148,11 @@ class Runtime:
         return host
 
 
+def is_main() -> bool:
+    """Return whether this process, of those that torchrun started, writes files and results."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def default_threads() -> int:
     """Return the number of threads of one process where nobody asked for a number.
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
@@ -82,20 +83,49 @@ def load_state(path: Path, learner: nn.Module, optimizer: Optimizer) -> Cursor:
             f"{path} was saved in another format than {FORMAT}, the one this version reads; "
             "resume with the version of perdure that env.json names."
         )
-    groups = record.pop("groups")
+    groups = record.pop("groups", None)
     try:
+        cursor = TypeAdapter(Cursor).validate_python(record)
+        if cursor.step < 1:
+            raise ValueError(f"its step is {cursor.step}")
         load_model(learner, path / _LEARNER)
         values: dict[int, dict[str, Tensor]] = {}
         for key, tensor in load_file(path / _OPTIMIZER).items():
             index, _, name = key.partition("/")
             values.setdefault(int(index), {})[name] = tensor
-        optimizer.load_state_dict({"state": values, "param_groups": groups})
-        return Cursor(**record)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        own = _groups_of(groups, optimizer)
+        optimizer.load_state_dict({"state": values, "param_groups": own})
+        _require_shapes(optimizer)
+        return cursor
+    except (
+        SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError
+    ) as error:  # fmt: skip
         raise RunError(
             f"the state {path} does not fit this run ({error}). "
             "Delete it to resume from the one before, or start again in another directory."
         ) from error
+
+
+def _groups_of(saved: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the optimiser's own parameter groups if the saved ones hold the same parameters.
+
+    Their numbers follow from the recipe and the step, so those in the file are not needed.
+    """
+    own: list[dict[str, Any]] = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in saved] != [group["params"] for group in own]:
+        raise ValueError("its parameter groups are not those of the recipe")
+    return own
+
+
+def _require_shapes(optimizer: Optimizer) -> None:
+    """Refuse averages that have another shape than the parameter they belong to."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape not in (parameter.shape, ()):
+                raise ValueError(
+                    f"{name} of the optimiser is {tuple(value.shape)}, its parameter "
+                    f"{tuple(parameter.shape)}"
+                )
 
 
 def complete_states(folder: Path) -> list[Path]:
@@ -128,6 +158,7 @@ def state_of(folder: Path, step: int) -> Path:
 def _is_complete(path: Path) -> bool:
     try:
         sizes = json.loads((path / _COMPLETE).read_text(encoding="utf-8"))
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
+        whole = {_LEARNER, _OPTIMIZER, _CURSOR} <= set(sizes)
+        return whole and all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError, TypeError):
         return False

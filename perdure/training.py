@@ -72,6 +72,7 @@ def train(
     elif run.path.exists():
         run.require_same(recipe)
         if run.finished:
+            run.tidy(keep_states=recipe.run.keep)
             say(f"{run.path} is finished already; nothing to do.")
             return run
     runtime = Runtime(recipe.run.device, recipe.run.precision, recipe.run.threads)

@@ -203,11 +203,16 @@ def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
         raise WeightsError(f"{path / _CONFIG} has no model_cfg; expected open_clip's description.")
     clip = build(record["model_cfg"])
     fill(clip, read_weights(files[0]), str(files[0]))
-    extra = record.get("perdure", {})
-    return _describe(
-        clip, name, weights or "", record["model_cfg"], record.get("preprocess_cfg", {}),
-        extra.get("vocabulary"), path,
-    )  # fmt: skip
+    try:
+        return _describe(
+            clip, name, weights or "", record["model_cfg"], record.get("preprocess_cfg", {}),
+            record.get("perdure", {}).get("vocabulary"), path,
+        )  # fmt: skip
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise WeightsError(
+            f"{path / _CONFIG} does not describe a model ({type(error).__name__}: {error}); "
+            "restore it or make it again."
+        ) from error
 
 
 def _describe(

@@ -300,6 +300,21 @@ def test_a_finished_run_is_left_alone(make, tmp_path):
     assert before == {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
 
 
+def test_a_run_killed_right_after_its_result_was_written_is_whole(make, tmp_path, monkeypatch):
+    def killed(self, *, keep_states):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "tidy", killed)
+        with pytest.raises(Crash):
+            train(make(), tmp_path / "run")
+    run = train(make(), tmp_path / "run", resume=True)
+    status = run.status()
+    assert (status["state"], status["step"], status["delivered_step"]) == ("finished", 8, 8)
+    assert not run.states.exists()
+    assert equal(weights(run), weights(train(make(), tmp_path / "whole")))
+
+
 def test_an_existing_directory_or_another_recipe_is_refused(make, tmp_path):
     train(make(), tmp_path / "run")
     with pytest.raises(RunError, match="exists already"):

@@ -287,9 +287,10 @@ def headline(choices: Mapping[str, Choice]) -> list[dict[str, str]]:
     faster = Runs("seed-0", "tracer", choices["tracer"].rate)
     label = f"TRACER (rate {faster.rate:g}, chosen on `val`)"
     rows.append({"method": label, **{word: cell(faster.word(word)) for word in words}})
-    flyp = Runs("seed-0", "flyp", rate)
-    half = {word: cell(flyp.at_alpha(0.5, word)) for word in words}
-    rows.insert(3, {"method": "FLYP + WiSE-FT 0.5", **half})
+    for runs in (Runs("seed-0", "flyp", rate), faster):
+        half = {word: cell(runs.at_alpha(0.5, word)) for word in words}
+        label = f"{LABELS[runs.name]} (rate {runs.rate:g}) + WiSE-FT 0.5"
+        rows.append({"method": label, **half})
     return rows
 
 

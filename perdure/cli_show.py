@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import columns, emit, emit_json, meter, numbers, percent
+from .console import Json, columns, emit, emit_json, meter, numbers, percent
 from .errors import TaskError, nearest
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def demo(

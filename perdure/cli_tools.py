@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import clock, columns, emit, emit_json, meter, percent, print_error, say
+from .console import (
+    Device,
+    Json,
+    Threads,
+    clock,
+    columns,
+    emit,
+    emit_json,
+    meter,
+    percent,
+    print_error,
+    say,
+)
 from .errors import nearest
 
 if TYPE_CHECKING:
     from .preflight import Preflight
     from .recipe import Recipe
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
 
 def dry_run(plans: list[tuple[Path, Recipe]], *, json: bool) -> None:
     """Look at the first steps of every planned run and print what they will train and need."""
     from .preflight import preflight
+    from .runtime import is_main
 
-    main = os.environ.get("RANK", "0") == "0"  # under torchrun every process takes the steps
+    main = is_main()  # under torchrun every process takes the steps
     documents = []
     for path, recipe in plans:
         found = preflight(recipe)
@@ -86,12 +96,8 @@ def predict(
     batch: Annotated[
         int, typer.Option("--batch-size", metavar="N", min=1, help="Pictures at a time.")
     ] = 256,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", help="CPU threads.")
-    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
 ) -> None:
     """Classify pictures.
@@ -143,12 +149,8 @@ def calibrate(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
     ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", help="CPU threads.")
-    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Fit a run's temperature on validation images.

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_tools import dry_run
-from .console import Meter, columns, emit, emit_json, meter, numbers, percent, say
+from .console import (
+    Device,
+    Json,
+    Meter,
+    Threads,
+    columns,
+    emit,
+    emit_json,
+    meter,
+    numbers,
+    percent,
+    say,
+)
 from .errors import nearest
 
 if TYPE_CHECKING:
@@ -17,8 +29,6 @@ if TYPE_CHECKING:
     from .prediction import How
     from .run import Run
     from .subjects import Subject
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def train(
@@ -137,12 +147,8 @@ def evaluate(
         Path | None,
         typer.Option("--out", metavar="RUN", help="Keep a model's scores in a new run directory."),
     ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
-    ] = "auto",
-    threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", help="CPU threads.")
-    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Score runs or models on a suite.

@@ -13,9 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from shutil import get_terminal_size
 from time import monotonic
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")]
+"""Options that several verbs share"""
 
 QUIET = 10.0
 """Seconds between two lines of progress where there is no terminal"""

@@ -124,7 +124,7 @@ def open_validation(suite: Suite, how: How) -> Unit:
     """Open the validation images of a suite's task, on which no score is reported.
 
     Raises:
-        DataError: If the suite has no split of the task itself.
+        DataError: If the suite has no split of the task itself, or scores these very images.
     """
     inside = next((split for split in suite.splits if split.role in ("id", "base")), None)
     if inside is None:
@@ -132,10 +132,10 @@ def open_validation(suite: Suite, how: How) -> Unit:
             f"suite {suite.name} has no split of the task itself, so no temperature can be fitted; "
             "leave temperature away."
         )
-    if inside.dataset == "own" and inside.split == "val":
+    if inside.split == "val":
         raise DataError(
-            f"{how.root} has no split test, so val is what is scored and no temperature can be "
-            "fitted on it; add a split test, or leave temperature away."
+            f"suite {suite.name} scores split val itself, so no temperature can be fitted on it; "
+            "score a suite with a split test, or leave temperature away."
         )
     dataset = open_dataset(inside.dataset, "val", how.root, classes=inside.classes)
     templates = templates_for(suite.templates, how.root)

@@ -230,3 +230,12 @@ def test_sweep_of_a_run_starts_at_its_own_model(
 def test_alphas_outside_the_line_are_refused(tuned: Predictor) -> None:
     with pytest.raises(WeightsError, match="alphas"):
         sweep(random_clip(0), tuned, SUITE, alphas=(0.0, 1.5))
+
+
+def test_no_temperature_is_fitted_on_the_images_that_are_scored():
+    from perdure.data.suites import suite
+    from perdure.prediction import How, open_validation
+
+    with pytest.raises(DataError, match="scores split val itself"):
+        open_validation(suite("emojishift-val"), How())
+    assert len(open_validation(suite("emojishift"), How()).dataset) == 1600

@@ -91,7 +91,9 @@ def compare(student: Pairs, teacher: Pairs | None, shared: Comparison | None) ->
     return shared
 
 
-def info_nce(pairs: Pairs, smoothing: float = 0.0, shared: Comparison | None = None) -> Tensor:
+def info_nce(
+    pairs: Pairs, smoothing: float = 0.0, shared: Comparison | None = None, *, margin: float = 0.0
+) -> Tensor:
     """Symmetric contrastive loss whose positives are the diagonal, shape ().
 
     Other rows of the same class count as negatives.
@@ -100,11 +102,18 @@ def info_nce(pairs: Pairs, smoothing: float = 0.0, shared: Comparison | None = N
         pairs: Matched embeddings.
         smoothing: Probability, in [0, 1), spread evenly over all B candidates of a row.
         shared: A comparison with `pairs` as its student.
+        margin: Added to the cosine of negatives, before the scale; above 0 makes them harder.
 
     Source: CLIP (Radford et al. 2021, arXiv 2103.00020); as fine-tuning loss, FLYP (Goyal et al.
-    2023, arXiv 2212.00638).
+    2023, arXiv 2212.00638). The margin is that of `mpm_nce`.
     """
-    rows, columns = compare(pairs, None, shared).student_log
+    both = compare(pairs, None, shared)
+    if margin == 0.0:
+        rows, columns = both.student_log
+    else:
+        size = len(pairs.image)
+        matched = torch.eye(size, dtype=torch.bool, device=pairs.image.device)
+        rows, columns = _log_both(_harder(both.student_logits, pairs, matched, margin))
     loss = diagonal_loss(rows, columns)
     if smoothing == 0.0:
         return loss

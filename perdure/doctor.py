@@ -18,6 +18,7 @@ import torch
 from . import __version__, zoo
 from .data.datasets import DATASETS, templates_for
 from .errors import PerdureError
+from .extras import EXTRAS
 from .runtime import default_threads, physical_cores
 
 NEEDED = (
@@ -27,8 +28,7 @@ NEEDED = (
 """Distributions that perdure cannot work without"""
 
 OPTIONAL: dict[str, str] = {
-    "transformers": "text towers and tokenisers of Hugging Face, such as SigLIP's",
-    "resvg_py": "rebuilding the sprites of EmojiShift (pip install 'perdure[world]')",
+    name: f"{extra.use} ({extra.command})" for name, extra in EXTRAS.items()
 }
 """Distributions that some things need, and what for"""
 

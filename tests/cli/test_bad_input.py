@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,15 @@ def test_a_missing_extra_is_named_with_its_command(
     monkeypatch.setitem(METHODS, "elsewhere", entry)
     arguments = ("train", "emojishift/ft", "--out", "x", "--set", "method.name=elsewhere")
     refused(perdure, tmp_path, *arguments, says=("elsewhere", "cannot be imported"))
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    perdure: Perdure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    says = ("hf-hub:a/b needs the package huggingface_hub", "pip install huggingface_hub")
+    refused(perdure, tmp_path, "eval", "hf-hub:a/b", "--out", "x", says=says)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    model = ("--set", "model.name=roberta-ViT-B-32", "--set", "model.weights=random")
+    says = ("the text tower roberta-base needs", "pip install 'perdure[hf]'")
+    refused(perdure, tmp_path, "train", "emojishift/flyp", "--out", "x", *model, says=says)

@@ -32,6 +32,10 @@ class Dataset(Protocol):
     def classes(self) -> tuple[str, ...]:
         """Names as they stand in prompts."""
 
+    @property
+    def captioned(self) -> bool:
+        """Whether `classes` are captions of the images, which are no classes of a task."""
+
     def __len__(self) -> int:
         """Return the number of images, N."""
 

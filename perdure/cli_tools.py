@@ -109,13 +109,14 @@ def predict(
     if form not in forms:
         hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
         raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
+    from .data.class_names import read_list
     from .files import write_text
-    from .predicting import find_pictures, predict_files, read_names
+    from .predicting import find_pictures, predict_files
     from .prediction import How
     from .runtime import Runtime
 
-    names = None if classes is None else read_names(classes, "classes")
-    prompts = None if templates is None else read_names(templates, "templates")
+    names = None if classes is None else read_list(classes, "classes")
+    prompts = None if templates is None else read_list(templates, "templates")
     files = find_pictures(images)
     runtime = Runtime(device, threads=threads)
     try:

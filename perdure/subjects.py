@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RunError
-from .records import document, hint, identity, is_run, runs_in
+from .records import document, hint, identity
+from .rundir import is_run, require_readable, runs_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,12 +68,14 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
         weights: Tag or file of weights, where `name` is an architecture.
 
     Raises:
-        RunError: If it is a path at which there is nothing, or a directory of several runs.
+        RunError: If it is a path at which there is nothing, a directory of several runs, or a run
+            of a newer version.
     """
     if isinstance(name, Subject):
         return name
     path = Path(name) if isinstance(name, (str, Path)) else name.path
     if is_run(path):
+        require_readable(path)
         return Subject(str(path), run=path)
     below = runs_in(path)
     if below:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .errors import TaskError, WeightsError
+from .extras import require
 
 
 def build(model_config: Mapping[str, Any]) -> nn.Module:
@@ -21,10 +22,12 @@ def build(model_config: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         WeightsError: If the configuration is not one of a two-tower CLIP.
+        DependencyError: If its text tower needs a package that is missing.
     """
     from open_clip import CLIP, CustomTextCLIP
 
     config = copy.deepcopy(dict(model_config)) if isinstance(model_config, Mapping) else {}
+    require_text_tower(config.get("text_cfg"))
     if "multimodal_cfg" in config:
         raise WeightsError(
             "the configuration has a multimodal decoder (CoCa); perdure fine-tunes two-tower "
@@ -44,6 +47,20 @@ def build(model_config: Mapping[str, Any]) -> nn.Module:
             "model_cfg with embed_dim, vision_cfg and text_cfg."
         ) from error
     return model
+
+
+def require_text_tower(text_config: Any) -> None:
+    """Make sure that the packages of a text tower are there.
+
+    Args:
+        text_config: open_clip's `text_cfg`, or whatever stands in its place.
+
+    Raises:
+        DependencyError: If it is a tower of Hugging Face without their package.
+    """
+    name = text_config.get("hf_model_name") if isinstance(text_config, Mapping) else None
+    if name:
+        require("transformers", f"the text tower {name}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

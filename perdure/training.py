@@ -135,7 +135,7 @@ class Work:
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
             total,
-            () if getattr(dataset, "captioned", False) else dataset.classes,
+            () if dataset.captioned else dataset.classes,
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
         )

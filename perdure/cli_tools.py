@@ -61,7 +61,8 @@ def _about(found: Preflight) -> str:
         *([f"Gradients that were zero everywhere: {', '.join(zero)}."] if zero else []),
         f"Memory: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser "
         f"{_size(memory.optimizer)}, snapshots {_size(memory.snapshots)}; together "
-        f"{_size(memory.known)} without activations.",
+        f"{_size(memory.known)}, and {_size(memory.activations)} of activations for the backward "
+        "pass (run.checkpointing keeps fewer).",
         *([f"Peak of this {memory.peak_of}: {_size(memory.peak)}."] if memory.peak else []),
         f"Time: {found.seconds_per_step:.3g} s per step x {found.total_steps} steps = "
         f"{clock(found.seconds)}, without validation.",

@@ -161,14 +161,16 @@ def test_a_run_resumed_with_another_number_of_processes_sees_the_same_examples(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     runs = {}
     for name, processes in (("whole", 1), ("parts", before)):
-        done = perdure(processes, tmp_path, "train", "recipe.yaml", "--out", name)
+        change = ("--set", "run.checkpointing=true") if name == "parts" else ()
+        done = perdure(processes, tmp_path, "train", "recipe.yaml", "--out", name, *change)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Finished") == 1
         runs[name] = tmp_path / name
     # Back to step 3, as a kill after it would have left it.
     for file in ("predictor/predictor.json", "state/step_00000006/COMPLETE"):
         (runs["parts"] / file).unlink()
-    done = perdure(after, tmp_path, "train", "recipe.yaml", "--out", "parts", "--resume")
+    arguments = ("--out", "parts", "--resume", "--set", "run.checkpointing=true")
+    done = perdure(after, tmp_path, "train", "recipe.yaml", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Resumed after step 3 of 6.") == 1
     one, two = (load_file(runs[name] / "predictor" / "predictor.safetensors") for name in runs)

@@ -22,8 +22,8 @@ from .data.datasets import open_dataset
 from .errors import DataError, TaskError
 from .inputs import fill
 from .prediction import How, Unit, gather, stay
-from .recipe import DataSpec, parse_recipe
-from .subjects import Subject, find
+from .recipe import DataSpec
+from .subjects import Subject, find, trained_on
 from .training import find_templates
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -156,7 +156,7 @@ def predict_files(
     _require_readable(files)
     calibration = stored(found)
     predictor = found.predictor()
-    data = _trained_on(found)
+    data = trained_on(found)
     names = tuple(classes or predictor.classes or (_classes_of(data) if data else ()))
     if not names:
         raise TaskError(
@@ -236,17 +236,6 @@ def read_names(path: Path, what: str) -> tuple[str, ...]:
         fault = f"names {', '.join(map(repr, twice[:3]))} more than once" if twice else "is empty"
         raise DataError(f"the file of {what} {path} {fault}; write each of them on its own line.")
     return tuple(names)
-
-
-def _trained_on(subject: Subject) -> DataSpec | None:
-    """Return the data of a run, or of the first trained input of a merge."""
-    entry: Any = subject.origin()
-    while "merge" in entry:
-        inputs = entry["merge"].get("inputs", [])
-        entry = next((one for one in inputs if "recipe" in one or "merge" in one), {})
-    if "recipe" not in entry:
-        return None
-    return parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data
 
 
 def _classes_of(data: DataSpec) -> tuple[str, ...]:

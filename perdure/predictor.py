@@ -102,7 +102,7 @@ class Predictor(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed images (B, 3, H, W), unit rows (B, D)."""
-        return _unit(self.clip.encode_image(images))
+        return _unit(towers.encode_image(self.clip, images))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embed tokens (N, L), unit rows (N, D).

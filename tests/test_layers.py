@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "perdure"
 
 ROWS = [
-    "errors files documents signals",
+    "errors files documents signals processes",
     "weights batch losses metrics collective",
     "towers inputs predictor zoo learner method teacher",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",

@@ -114,6 +114,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return places
 
 
+@pytest.mark.xdist_group("outputs")
 @pytest.mark.parametrize("size", [33, 79])
 @pytest.mark.parametrize("number", range(len(TABLES)), ids=[str(table) for table in TABLES])
 def test_gradients_terms_and_weights_are_those_of_one_process(
@@ -127,6 +128,7 @@ def test_gradients_terms_and_weights_are_those_of_one_process(
         assert np.abs(value - two[name]).max() <= 1e-5 * size, name
 
 
+@pytest.mark.xdist_group("outputs")
 @pytest.mark.parametrize("limit", [1, 7, 64])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sharded_scores_are_in_the_order_of_the_data(

@@ -22,6 +22,7 @@ from .console import (
     say,
 )
 from .errors import nearest
+from .processes import is_main
 
 if TYPE_CHECKING:
     from .preflight import Preflight
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 def dry_run(plans: list[tuple[Path, Recipe]], *, json: bool) -> None:
     """Look at the first steps of every planned run and print what they will train and need."""
     from .preflight import preflight
-    from .runtime import is_main
 
     main = is_main()  # under torchrun every process takes the steps
     documents = []
@@ -143,26 +143,25 @@ def predict(
 def calibrate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run or merge result.")],
     suite: Annotated[
-        str, typer.Option("--suite", metavar="NAME", help="Whose task; its `val` split is used.")
-    ] = "emojishift",
+        str | None,
+        typer.Option("--suite", metavar="NAME", help="Whose task; else that of the training."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="At most N images.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
+        Path | None,
+        typer.Option("--data", metavar="ROOT", help="Where the data are; else as in the training."),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Fit a run's temperature on validation images.
+    """Fit a run's temperature on the `val` split of its task.
 
     Keeps it as RUN/calibration.json, where `perdure predict` finds it. No image that scores are
     reported on is looked at.
     """
-    from .data.suites import suite as find_suite
-
-    chosen = find_suite(suite)
     from .calibration import FILE
     from .calibration import calibrate as fit
     from .prediction import How
@@ -170,7 +169,7 @@ def calibrate(
 
     runtime = Runtime(device, threads=threads)
     try:
-        found = fit(run, chosen, How(root=data, limit=limit, runtime=runtime))
+        found = fit(run, suite, How(root=data, limit=limit, runtime=runtime))
     finally:
         runtime.close()
     if not runtime.is_main:

@@ -22,8 +22,8 @@ from .data.own import FORMATS, unlabelled
 from .errors import DataError, TaskError
 from .inputs import fill
 from .prediction import How, Unit, gather, stay
-from .recipe import DataSpec, parse_recipe
-from .subjects import Subject, find
+from .recipe import DataSpec
+from .subjects import Subject, find, trained_on
 from .training import find_templates
 
 PLAIN = ("a photo of a {}.",)
@@ -120,7 +120,7 @@ def predict_files(
     _require_readable(files)
     calibration = stored(found)
     predictor = found.predictor()
-    data = _trained_on(found)
+    data = trained_on(found)
     names = tuple(classes or predictor.classes or (_classes_of(data) if data else ()))
     if not names:
         raise TaskError(
@@ -164,17 +164,6 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[Path, ...]:
     if not files:
         raise DataError("0 pictures were given; name at least one, or a folder of pictures.")
     return tuple(files)
-
-
-def _trained_on(subject: Subject) -> DataSpec | None:
-    """Return the data of a run, or of the first trained input of a merge."""
-    entry: Any = subject.origin()
-    while "merge" in entry:
-        inputs = entry["merge"].get("inputs", [])
-        entry = next((one for one in inputs if "recipe" in one or "merge" in one), {})
-    if "recipe" not in entry:
-        return None
-    return parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data
 
 
 def _classes_of(data: DataSpec) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RunError
+from .recipe import DataSpec, parse_recipe
 from .records import document, hint, identity
 from .rundir import is_run, require_readable, runs_in
 
@@ -99,6 +100,21 @@ def find_all(name: str | Path, weights: str | None = None) -> list[Subject]:
     """
     below = [] if is_run(Path(name)) else runs_in(Path(name))
     return [find(run) for run in below] or [find(name, weights)]
+
+
+def trained_on(subject: Subject) -> DataSpec | None:
+    """Return the data of a run, or of the first trained input of a merge; None without any.
+
+    Raises:
+        RecipeError: If the recipe in the run directory is damaged.
+    """
+    entry: Any = subject.origin()
+    while "merge" in entry:
+        inputs = entry["merge"].get("inputs", [])
+        entry = next((one for one in inputs if "recipe" in one or "merge" in one), {})
+    if "recipe" not in entry:
+        return None
+    return parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data
 
 
 def sha256_of(subject: Subject, predictor: Predictor) -> str:

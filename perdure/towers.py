@@ -166,7 +166,11 @@ def trim(clip: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def encode_image(clip: Any, images: Tensor) -> Tensor:
-    """Embed images (B, 3, H, W), (B, D), not normalised."""
+    """Embed images (B, 3, H, W), (B, D), also where B is 0; embeddings are not normalised."""
+    if len(images) == 0:
+        # A process without examples still takes part in the gradients, which are zero. Towers
+        # cannot reshape nothing, so they get one black image whose embedding is dropped.
+        return encode_image(clip, images.new_zeros(1, *images.shape[1:]))[:0]
     with _tokens_first(clip, images):
         features: Tensor = clip.encode_image(images)
     return features
@@ -175,8 +179,10 @@ def encode_image(clip: Any, images: Tensor) -> Tensor:
 def encode_text(clip: Any, tokens: Tensor) -> Tensor:
     """Embed tokens (N, L'), where L' may be shorter than the context length, (N, D).
 
-    Embeddings are not normalised.
+    Embeddings are not normalised. N may be 0, as in `encode_image`.
     """
+    if len(tokens) == 0:
+        return encode_text(clip, tokens.new_zeros(1, clip.context_length))[:0]
     with _tokens_first(clip, tokens):
         return _encode_text(clip, tokens)
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "perdure"
 
 ROWS = [
-    "errors files documents signals extras rundir",
+    "errors files documents signals extras rundir processes",
     "weights batch contrastive losses metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "towers inputs stored predictor zoo learner method teacher distillation objective",

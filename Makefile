@@ -29,8 +29,9 @@ demo: $(VENV)/installed ## Install and show the whole story on the embedded benc
 test: $(VENV)/installed-dev ## Install and run the tests
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
-test-slow: $(VENV)/installed-dev ## Tests with several processes, kills and long training
-	$(BIN)/python -m pytest -m slow $(ARGS)
+# The examples of the documentation are slow as well; `make docs` runs them.
+test-slow: $(VENV)/installed-dev ## Tests with several processes and kills (ARGS="-k killed --kills 30")
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup -m slow --ignore tests/docs $(ARGS)
 
 lint: $(VENV)/installed-dev ## Check style
 	$(BIN)/ruff check .

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_show, cli_tools, cli_work
+from . import cli_show, cli_tools, cli_work, processes
 from .console import emit, print_error
 from .errors import PerdureError
+from .processes import Termination
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,12 +24,23 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on end with 2 and no traceback."""
+    with Termination():
+        _run(None if arguments is None else list(arguments))
+
+
+def _run(arguments: list[str] | None) -> None:
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="perdure")
+        if processes.is_main():
+            app(args=arguments, prog_name="perdure")
+        # Outside the mode that prints errors of usage; the main process prints the same ones.
+        sys.exit(app(args=arguments, prog_name="perdure", standalone_mode=False))
     except PerdureError as error:
-        print_error(str(error))
         signal = getattr(error, "number", None)  # set where a training was interrupted and saved
-        sys.exit(2 if signal is None else 128 + int(signal))
+        if signal is None:
+            _fail(str(error))
+        if processes.is_main():
+            print_error(str(error))
+        sys.exit(128 + int(signal))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -39,8 +51,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # What no verb foresees: a name that is too long, a directory that may not be looked into.
         if error.filename is None:
             raise
-        print_error(f"cannot use {error.filename} ({error.strerror}); name another path.")
-        sys.exit(2)
+        _fail(f"cannot use {error.filename} ({error.strerror}); name another path.")
+    except RuntimeError as error:
+        if not processes.has_lost_contact(error):
+            raise
+        _fail(
+            "another process of this run has ended, so this one ends too; it or the launcher says "
+            "why. Start all of them again, a training with --resume.",
+            at_once=False,
+        )
+    except Exception as error:
+        # Outside the standalone mode, which only the main process has; see above.
+        if processes.is_main() or not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())
+
+
+def _fail(message: str, *, at_once: bool = True) -> NoReturn:
+    """Print an error, once for all processes that meet it, and end with 2."""
+    if processes.may_speak(at_once=at_once):
+        print_error(message)
+        processes.tell_launcher(message)
+    sys.exit(2)
 
 
 def _version(asked: bool) -> None:
@@ -118,7 +150,7 @@ app.command(
 app.command(
     epilog=_examples(
         "perdure calibrate runs/tracer",
-        "perdure calibrate runs/tracer --suite emojishift --json",
+        "perdure calibrate runs/mine --data elsewhere/pictures --json",
     )
 )(cli_tools.calibrate)
 app.command(

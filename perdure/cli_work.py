@@ -23,6 +23,7 @@ from .console import (
     say,
 )
 from .errors import nearest
+from .processes import is_main
 
 if TYPE_CHECKING:
     from .evaluation import Scores
@@ -69,7 +70,7 @@ def train(
         ]
     # Only now, because it imports torch: a wrong recipe has been answered already.
     from .run import Run
-    from .runtime import Runtime, is_main
+    from .runtime import Runtime
     from .training import train as carry_out
 
     if not resume:
@@ -174,14 +175,14 @@ def evaluate(
 
     found = [one for name in subjects for one in find_all(name, weights)]
     runtime = Runtime(device, threads=threads)
-    if out is not None:
-        if runtime.is_main:
-            keep("zero-shot", found, out)
-        runtime.wait()
-        found = [find(out)]
     how = How(root=data, limit=limit, runtime=runtime)
     documents = []
     try:
+        if out is not None:
+            if runtime.is_main:
+                keep("zero-shot", found, out)
+            runtime.wait()
+            found = [find(out)]
         for one in found:
             document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
             documents.append(document)

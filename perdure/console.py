@@ -17,6 +17,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from .processes import is_main
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
@@ -141,9 +143,22 @@ class _Lines:
         say(f"[{share:4.0%}] {self.phase} {self.detail}".rstrip() + f" ({clock(spent)}{left})")
 
 
+class _Nothing:
+    """No progress, for processes beside the main one."""
+
+    def describe(self, phase: str, detail: str = "") -> None:
+        pass
+
+    def advance(self, amount: float) -> None:
+        pass
+
+
 @contextmanager
 def meter(total: float) -> Iterator[Meter]:
     """Show progress over `total` units of work: a bar on a terminal, else a line now and then."""
+    if not is_main():
+        yield _Nothing()
+        return
     if not _on_terminal():
         yield _Lines(total)
         return

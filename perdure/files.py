@@ -41,7 +41,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place if the block succeeds.
 
-    A directory that was at `path` before is removed once the new one is complete.
+    A directory that was at `path` before is removed once the new one is complete, and so is what
+    killed processes left of earlier attempts.
 
     Raises:
         RunError: As in `whole_file`.
@@ -60,6 +61,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 path.rename(outgoing)
             temporary.rename(path)
             flush(path.parent)
+            for left in abandoned(path.parent, path.name):
+                shutil.rmtree(left, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(outgoing, ignore_errors=True)
@@ -111,6 +114,35 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path, name: str | None = None) -> list[Path]:
+    """Return what killed processes left half-written in `folder`; living ones may be at work.
+
+    Args:
+        folder: Need not exist.
+        name: Of the file or directory that was to be written; None for any.
+    """
+    found = []
+    for path in sorted(folder.glob(f"{UNFINISHED}*")):
+        process, _, target = path.name.removeprefix(UNFINISHED).partition("-")
+        wanted = name is None or target in (name, f"{name}-old")
+        if wanted and process.isdecimal() and not _lives(int(process)):
+            found.append(path)
+    return found
+
+
+def _lives(process: int) -> bool:
+    """Return whether a process of this number runs here; only POSIX can ask without harm."""
+    if process == os.getpid() or os.name != "posix":
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def flush(path: Path) -> None:

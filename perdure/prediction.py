@@ -82,6 +82,11 @@ class Part:
         return self.whole.classes
 
     @property
+    def captioned(self) -> bool:
+        """As the whole."""
+        return self.whole.captioned
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """(N,), index into `classes`."""
         return self.whole.labels[self.indices]

@@ -19,6 +19,9 @@ from .errors import RecipeError, RunError, nearest
 from .files import read_json
 from .metrics import harmonic_mean
 from .recipe import HOW
+from .rundir import is_run as is_run
+from .rundir import require_readable
+from .rundir import runs_in as runs_in
 
 Splits = Mapping[str, Mapping[str, Any]]
 """Split name to its entry in a score file."""
@@ -235,22 +238,6 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     )
 
 
-def is_run(path: Path) -> bool:
-    """Return whether a directory says what was run in it."""
-    return (path / "recipe.yaml").is_file() or (path / "merge.yaml").is_file()
-
-
-def runs_in(path: Path, depth: int = 2) -> list[Path]:
-    """Return the runs below a directory that is none itself, such as RUN/seed-0, RUN/seed-1."""
-    found: list[Path] = []
-    for child in sorted(path.glob("*/"), key=lambda child: (len(child.name), child.name)):
-        if is_run(child):
-            found.append(child)
-        elif depth > 1:
-            found.extend(runs_in(child, depth - 1))
-    return found
-
-
 def expand(paths: Sequence[Path]) -> list[Path]:
     """Replace a directory of runs by the runs in it.
 
@@ -278,7 +265,12 @@ def hint(name: str, choices: Iterable[str]) -> str:
 
 
 def document(path: Path) -> Mapping[str, Any]:
-    """Read the recipe or merge document of a run."""
+    """Read the recipe or merge document of a run.
+
+    Raises:
+        RunError: If it has none, it is damaged, or the run is of a newer version.
+    """
+    require_readable(path)
     for name in ("recipe.yaml", "merge.yaml"):
         file = path / name
         if file.is_file():

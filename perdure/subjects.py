@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RunError
-from .records import document, hint, identity, is_run, runs_in
+from .recipe import DataSpec, parse_recipe
+from .records import document, hint, identity
+from .rundir import is_run, require_readable, runs_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,12 +69,14 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
         weights: Tag or file of weights, where `name` is an architecture.
 
     Raises:
-        RunError: If it is a path at which there is nothing, or a directory of several runs.
+        RunError: If it is a path at which there is nothing, a directory of several runs, or a run
+            of a newer version.
     """
     if isinstance(name, Subject):
         return name
     path = Path(name) if isinstance(name, (str, Path)) else name.path
     if is_run(path):
+        require_readable(path)
         return Subject(str(path), run=path)
     below = runs_in(path)
     if below:
@@ -96,6 +100,21 @@ def find_all(name: str | Path, weights: str | None = None) -> list[Subject]:
     """
     below = [] if is_run(Path(name)) else runs_in(Path(name))
     return [find(run) for run in below] or [find(name, weights)]
+
+
+def trained_on(subject: Subject) -> DataSpec | None:
+    """Return the data of a run, or of the first trained input of a merge; None without any.
+
+    Raises:
+        RecipeError: If the recipe in the run directory is damaged.
+    """
+    entry: Any = subject.origin()
+    while "merge" in entry:
+        inputs = entry["merge"].get("inputs", [])
+        entry = next((one for one in inputs if "recipe" in one or "merge" in one), {})
+    if "recipe" not in entry:
+        return None
+    return parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data
 
 
 def sha256_of(subject: Subject, predictor: Predictor) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +102,22 @@ def run_at(module: nn.Module, weights: Weights, *args: Any) -> Any:
             f"the module has no tensor named {_some(unknown)}; "
             "names are those of named_parameters() and named_buffers()."
         )
-    return functional_call(module, dict(weights), args)
+    with _keeping_activations(module):
+        return functional_call(module, dict(weights), args)
+
+
+@contextmanager
+def _keeping_activations(module: nn.Module) -> Iterator[None]:
+    """Suspend gradient checkpointing, which would compute again with the module's own weights."""
+    parts = list(module.modules()) if torch.is_grad_enabled() else []
+    able: list[Any] = [part for part in parts if getattr(part, "grad_checkpointing", False)]
+    for part in able:
+        part.grad_checkpointing = False
+    try:
+        yield
+    finally:
+        for part in able:
+            part.grad_checkpointing = True
 
 
 def ema(decay: float) -> Mix:

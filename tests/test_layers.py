@@ -16,13 +16,13 @@ import pytest
 ROOT = Path(__file__).parent.parent / "perdure"
 
 ROWS = [
-    "errors files documents signals",
+    "errors files documents signals extras rundir processes",
     "weights batch contrastive losses metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "towers inputs stored predictor zoo learner method teacher distillation objective",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "data.tables data.class_names data.folders data.layout data.own",
-    "data.emojishift data.datasets data.sampling data.loading data.suites",
+    "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import DataError, nearest
+from .prompts import SETS
 
 if TYPE_CHECKING:  # listing data sets must not import torch
     import numpy as np
@@ -30,6 +31,10 @@ class Dataset(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names as they stand in prompts."""
+
+    @property
+    def captioned(self) -> bool:
+        """Whether `classes` are captions of the images, which are no classes of a task."""
 
     def __len__(self) -> int:
         """Return the number of images, N."""
@@ -102,12 +107,20 @@ def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
     """Return the prompts that suit a data set, each with {} for the class name.
 
     Args:
-        name: One of `DATASETS`.
-        root: Where its files are, which may bring prompts of their own.
+        name: One of `DATASETS`, or of `prompts.SETS`.
+        root: Where the files of the data set are, which may bring prompts of their own.
 
     Raises:
-        DataError: If there is no such data set, or its prompts are malformed.
+        DataError: If there is neither, or the prompts are malformed.
     """
+    if name in SETS:
+        return SETS[name]()
+    if name not in DATASETS:
+        known = ", ".join((*SETS, *DATASETS))
+        raise DataError(
+            f"there are no templates {name!r}. Known: {known}. "
+            f"{nearest(name, (*SETS, *DATASETS))}".rstrip()
+        )
     found = _target(_reader(name).templates)
     templates: tuple[str, ...] = found(root) if callable(found) else found
     return templates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ TEMPLATES = ("a photo of a {}.",)
 CAPTION_TEMPLATES = ("{}",)
 """Prompts of captions, which are whole texts"""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is decoded, whatever the file's ending; others have decoders that run programs"""
 
 _SHOTS = 3
@@ -86,6 +87,13 @@ def open_own(
         np.array(listing.labels, dtype=np.int64)[kept],
         listing.classes,
         listing.captioned,
+    )
+
+
+def unlabelled(files: Sequence[Path]) -> OwnPictures:
+    """Return pictures of which nobody knows the labels: all are 0, and there are no classes."""
+    return OwnPictures(
+        tuple(files), np.zeros(len(files), dtype=np.int64), (), captioned=False, name="pictures"
     )
 
 

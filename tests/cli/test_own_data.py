@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,26 @@ def test_folders_train_and_score_with_their_shift(perdure: Perdure, pictures: Pa
     ]
     assert len(validations) == 6
     assert set(validations[0]) == {"val"}
+
+
+def test_a_run_is_calibrated_on_the_data_of_its_recipe(perdure: Perdure, pictures: Path) -> None:
+    code, error = train(perdure, "own/flyp", pictures, "optim.epochs=1")
+    assert code == 0, error
+    assert perdure("merge", "wise-ft", "perdure-tiny", "run", "--alpha", "0.5", "--out", "half")
+    for run in ("run", "half"):
+        fitted = json.loads(perdure("calibrate", run, "--json").out)
+        assert (fitted["suite"], fitted["dataset"], fitted["n"]) == ("own", "own", 6)
+    moved = pictures.rename(pictures.with_name("moved"))
+    lost = perdure("calibrate", "run")
+    assert lost.code == 2
+    assert "add --data ROOT" in " ".join(lost.err.split())
+    assert perdure("calibrate", "run", "--data", moved).code == 0
+    assert perdure("calibrate", "run", "--suite", "own", "--data", moved).code == 0
+    # Pictures that scores are reported on are never looked at.
+    shutil.rmtree(moved / "test")
+    refused = perdure("calibrate", "run", "--data", moved)
+    assert refused.code == 2
+    assert "scores split val itself" in " ".join(refused.err.split())
 
 
 def test_a_head_trains_on_folders_without_splits(perdure: Perdure, pictures: Path) -> None:

@@ -13,10 +13,12 @@ from PIL import Image
 
 from perdure import metrics
 from perdure.calibration import FILE, calibrate, stored
+from perdure.data.class_names import read_list
+from perdure.data.own import unlabelled
 from perdure.data.suites import suite
 from perdure.errors import DataError, RunError, TaskError, WeightsError
 from perdure.merging import merge
-from perdure.predicting import Pictures, find_pictures, predict_files, read_names
+from perdure.predicting import find_pictures, predict_files
 from perdure.prediction import How, gather, open_validation, stay
 from perdure.subjects import find
 from perdure.zoo import random_clip
@@ -66,7 +68,7 @@ def test_probabilities_are_those_of_the_text_tower(text_run, pictures):
     assert names == ["a.jpg", "b.png", "grey.png", "more/c.PNG", "palette.gif"]
     assert (found.classifier, found.temperature) == ("text", None)
     predictor = find(text_run).predictor()
-    image = Pictures(found.files).image(1)
+    image = unlabelled(found.files).image(1)
     assert image.shape == (3, 40, 40)
     logits = predictor.logits_fn(NAMES, PROMPTS)(predictor.preprocess.normalize(image[None]))
     np.testing.assert_allclose(found.probabilities[1], logits.softmax(1)[0].numpy(), rtol=1e-5)
@@ -97,7 +99,7 @@ def test_a_photo_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera turned: rotate by 90 degrees to see it
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    image = Pictures((tmp_path / "turned.png",)).image(0)
+    image = unlabelled((tmp_path / "turned.png",)).image(0)
     assert image.shape == (3, 30, 20)
     assert image[:, 0].float().mean() > 200 > 50 > image[:, -1].float().mean()
 
@@ -184,7 +186,7 @@ def test_unreadable_pictures_are_named_before_anything_is_computed(text_run, pic
 def test_a_picture_that_breaks_off_is_named(text_run, pictures):
     whole = (pictures / "a.jpg").read_bytes()
     (pictures / "a.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"1 picture cannot be read: .*a\.jpg"):
+    with pytest.raises(DataError, match=r"cannot read the picture .*a\.jpg"):
         predict_files(text_run, [pictures], NAMES)
 
 
@@ -219,13 +221,14 @@ def test_a_model_that_is_not_finite(tmp_path, pictures):
     [
         ("a.txt", "taco\n\n  banana \r\nicy\u2028tea\n", None),
         ("a.txt", "\ufefftaco\nbanana\n", ("taco", "banana")),
+        ("a.txt", "n01\ttaco\nn02\tbanana\n", ("taco", "banana")),
         ("a.json", '["taco", "banana"]', ("taco", "banana")),
         ("a.json", '{"classes": ["taco", "banana"], "templates": []}', ("taco", "banana")),
     ],
 )
 def test_names_are_read(tmp_path, name, text, found):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    read = read_names(tmp_path / name, "classes")
+    read = read_list(tmp_path / name, "classes")
     assert read == (found or ("taco", "banana", "icy\u2028tea"))
 
 
@@ -234,15 +237,16 @@ def test_names_are_read(tmp_path, name, text, found):
     [
         ("a.txt", b"\n \n", "is empty"),
         ("a.txt", b"taco\nbanana\ntaco\n", "'taco' more than once"),
-        ("a.txt", b"\xff\xfe\x00", "cannot read classes"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
         ("a.json", b"{", "cannot read classes"),
         ("a.json", b'{"names": []}', "holds no list of classes"),
         ("a.json", b'["taco", 1]', "holds no list of classes"),
-        ("b.txt", None, "cannot read classes"),
+        ("a.txt", b"n01\ttaco\ntiger\n", "every line is 'folder<TAB>name'"),
+        ("b.txt", None, r"cannot read .*b\.txt"),
     ],
 )
 def test_wrong_files_of_names(tmp_path, name, text, word):
     if text is not None:
         (tmp_path / name).write_bytes(text)
     with pytest.raises(DataError, match=word):
-        read_names(tmp_path / name, "classes")
+        read_list(tmp_path / name, "classes")

@@ -43,6 +43,8 @@ class Context:
     """Prompts of the class names, with `{}` for the name"""
     zeroshot: Callable[[], Predictor]
     """Builds the pristine pre-trained predictor, only if asked"""
+    seed: int = 0
+    """Of the run; equal on every process"""
 
 
 class Method(Protocol):
@@ -77,6 +79,9 @@ METHODS: dict[str, Entry] = {
     ),
     "tracer": Entry(
         "perdure.methods.tracer:Tracer", "flyp + distillation from a weighted average of the run"
+    ),
+    "radapter": Entry(
+        "perdure.methods.radapter:RAdapter", "foldable adapters: dropped, averaged, re-scaled"
     ),
 }
 """Every known method by its name in recipes; nothing in it is imported before it is used."""
@@ -151,6 +156,9 @@ def parse_method(table: Mapping[str, Any]) -> Method:
     except ValidationError as error:
         for fault in error.errors():
             key = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "unexpected_keyword_argument":
+                faults.append(f"method.{key}: there is no such key.")
+                continue
             faults.append(f"method.{key}: found {fault['input']!r}; {fault['msg'].lower()}.")
     if faults:
         raise RecipeError("\n".join(faults))

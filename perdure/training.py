@@ -138,6 +138,7 @@ class Work:
             () if dataset.captioned else dataset.classes,
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
+            recipe.seed,
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
         if recipe.run.checkpointing:

@@ -23,7 +23,7 @@ ROWS = [
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "data.tables data.class_names data.folders data.layout data.own",
     "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
-    "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer",
+    "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",
     "preflight calibration predicting exporting doctor",

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from ..batch import Batch, Step
-from ..collective import gather_pairs
 from ..learner import Learner, train_only
-from ..losses import info_nce
 from ..method import Context
+from ..objective import Contrastive, objective
 from ..predictor import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flyp:
+class Flyp(Contrastive):
     """Contrastive fine-tuning of both towers and the scale; same-class pairs are negatives.
+
+    Other contrastive losses than that of the source may take its place.
 
     Source: Goyal et al. 2023, arXiv 2212.00638.
     """
@@ -25,12 +24,10 @@ class Flyp:
     name: ClassVar[str] = "flyp"
     paper: ClassVar[str] = "https://arxiv.org/abs/2212.00638"
 
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability spread evenly over all rows of the batch"""
-
     def build(self, student: Predictor, context: Context) -> Learner:
         """Let both towers train; the text tower makes the classifier, so a head is dropped."""
         student.drop_head()
+        self.check(student)
         train_only(student, student.clip)
         return FlypLearner(student, self)
 
@@ -49,6 +46,4 @@ class FlypLearner(Learner):
 
     def forward(self, batch: Batch, step: int) -> Step:
         """Compute the loss term of optimiser step `step`."""
-        pairs = gather_pairs(self.student(batch.images, batch.tokens))
-        terms = {"contrastive": info_nce(pairs, self.method.smoothing)}
-        return Step(terms, {"scale": pairs.scale.detach()})
+        return objective(self.student, batch, step, self.method)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import perdure.methods.tracer
+import perdure.distillation
 from perdure import zoo
 from perdure.batch import Batch, Pairs
+from perdure.distillation import Distiller
 from perdure.errors import TaskError
 from perdure.learner import Learner
-from perdure.losses import feature_distill
+from perdure.losses import feature_distill, mpm_nce
 from perdure.method import Context
 from perdure.methods.flyp import Flyp
 from perdure.methods.tracer import Tracer, TracerLearner
@@ -88,7 +89,8 @@ def test_the_objective_and_its_gradients_are_the_golden_ones(golden: Golden, cas
         after_steps(1, 2),
     )
     # The source takes the mean over D with weight 2000.
-    learner = TracerLearner(student, Tracer(feature_weight=2000 / width), 2, teacher, None)
+    method = Tracer(feature_weight=2000 / width)
+    learner = TracerLearner(student, method, Distiller(method, 2, teacher, None))
     none = torch.zeros(rows, 1)
     terms = learner(Batch(none, none, none), 2).terms
     for name, key in {"relational": "crd", "interactive": "icl", "cross": "cross_kd"}.items():
@@ -123,7 +125,7 @@ def test_golden_sequences_of_the_averaged_teacher(
     path, expected = torch.from_numpy(data[f"{key}__student"]), data[f"{key}__teacher"]
     student: Any = nn.ParameterList([nn.Parameter(path[0].clone())])
     method = Tracer(beta=beta, teacher_every=every, released=True)
-    teacher = Teacher(student, *method._average(total))
+    teacher = Teacher(student, *method.average(total))
     for step in range(1, total + 1):
         with torch.no_grad():
             student[0].copy_(path[step])
@@ -176,7 +178,7 @@ def test_the_teacher_of_step_2_is_the_weighted_mean_of_the_first_two_weights() -
 @pytest.mark.parametrize("kind", ["wma", "ema", "uniform", "static"])
 def test_every_kind_of_teacher_is_a_known_mean_of_the_path(kind: Any) -> None:
     learner = build(Tracer(teacher=kind, decay_start=0.5, decay_end=0.5), total=4)
-    assert learner.teacher is not None
+    assert learner.distiller is not None
     name = "clip.visual.proj"
     path = [learner.student.clip.visual.proj.detach().clone()]
     for step in range(1, 5):
@@ -191,13 +193,13 @@ def test_every_kind_of_teacher_is_a_known_mean_of_the_path(kind: Any) -> None:
     }[kind]
     shares = torch.tensor(masses / masses.sum(), dtype=torch.float32)
     expected = torch.einsum("t,tij->ij", shares, torch.stack(path))
-    torch.testing.assert_close(learner.teacher.average.values()[name], expected)
+    torch.testing.assert_close(learner.distiller.teacher.average.values()[name], expected)
 
 
 def test_without_strength_it_is_flyp_without_a_teacher() -> None:
     for method in (Tracer(strength=0), Tracer(**OFF)):
         learner, plain = build(method), Flyp().build(zoo.random_clip(), context())
-        assert learner.teacher is None
+        assert learner.distiller is None
         for step in (1, 2):
             assert step_once(learner, batch(), step) == step_once(plain, batch(), step)
 
@@ -209,7 +211,7 @@ def test_a_term_of_weight_0_is_neither_reported_nor_computed(
     def fail(*_: Any) -> Tensor:
         raise AssertionError(f"{name} was computed")
 
-    monkeypatch.setitem(perdure.methods.tracer._PAIRWISE, name, fail)
+    monkeypatch.setitem(perdure.distillation._PAIRWISE, name, fail)
     learner = build(Tracer(**{f"{name}_weight": 0.0}))
     assert set(learner(batch(), 2).terms) == {"contrastive", *TERMS} - {name}
 
@@ -218,8 +220,8 @@ def test_the_teacher_gets_no_gradient_and_is_stored_once() -> None:
     learner = build(Tracer())
     step_once(learner, batch(), 1)
     step_once(learner, batch(), 2)
-    assert learner.teacher is not None
-    values = learner.teacher.average.values()
+    assert learner.distiller is not None
+    values = learner.distiller.teacher.average.values()
     assert all(not value.requires_grad and value.grad is None for value in values.values())
     assert set(values) == set(trainable(learner.student))
     stored = [name for name in learner.state_dict() if not name.startswith("student.")]
@@ -228,15 +230,15 @@ def test_the_teacher_gets_no_gradient_and_is_stored_once() -> None:
 
 def test_the_scale_is_averaged_in_log_space() -> None:
     learner = build(Tracer(teacher="uniform"))
-    assert learner.teacher is not None
+    assert learner.distiller is not None
     with torch.no_grad():
         learner.student.clip.logit_scale.fill_(math.log(10))
-    learner.teacher = Teacher(learner.student, *learner.method._average(10))
+    learner.distiller.teacher = Teacher(learner.student, *learner.method.average(10))
     with torch.no_grad():
         learner.student.clip.logit_scale.fill_(math.log(40))
     learner.after_step(1)
     data = batch()
-    found = learner.teacher.embed(learner.student, data.images, data.tokens).scale
+    found = learner.distiller.teacher.embed(learner.student, data.images, data.tokens).scale
     torch.testing.assert_close(found, torch.tensor(20.0))
 
 
@@ -268,9 +270,9 @@ def test_serving_the_teacher_exports_its_weights() -> None:
     learner.train()
     for step in (1, 2):
         step_once(learner, batch(32, seed=step), step)
-    assert learner.teacher is not None
+    assert learner.distiller is not None
     served, student = learner.export(), learner.student
-    for name, value in learner.teacher.average.values().items():
+    for name, value in learner.distiller.teacher.average.values().items():
         assert torch.equal(dict(served.named_parameters())[name], value)
     assert not torch.equal(served.clip.visual.conv1.weight, student.clip.visual.conv1.weight)
     norm, own = served.clip.visual.bn1, student.clip.visual.bn1
@@ -308,8 +310,10 @@ def test_a_teacher_in_bfloat16_changes_the_targets_a_little_and_nothing_else() -
     one, two = fine(batch(), 2).terms, coarse(batch(), 2).terms
     assert torch.equal(one["contrastive"], two["contrastive"])
     assert not torch.equal(one["cross"], two["cross"])
-    assert coarse.teacher is not None
-    assert all(value.dtype == torch.float32 for value in coarse.teacher.average.values().values())
+    assert coarse.distiller is not None
+    assert all(
+        value.dtype == torch.float32 for value in coarse.distiller.teacher.average.values().values()
+    )
     for name in TERMS:
         torch.testing.assert_close(one[name], two[name], rtol=0.2, atol=0.05)
         assert two[name].dtype == torch.float32
@@ -320,7 +324,8 @@ def test_class_level_distillation_compares_all_classes_in_one_template_per_step(
     learner = build(method)
     teacher = learner.student.copy()
     step_once(learner, batch(), 1)
-    learner.teacher = Teacher(teacher, None, after_steps(1, 10))
+    assert learner.distiller is not None
+    learner.distiller.teacher = Teacher(teacher, None, after_steps(1, 10))
     data = batch(seed=1)
     for step, template in ((2, TEMPLATES[1]), (3, TEMPLATES[0])):
         logs = []
@@ -361,3 +366,18 @@ def test_statistics_are_computed_on_request_only() -> None:
     torch.testing.assert_close(stats["teacher_confidence"], stats["student_confidence"])
     assert 1 / 3 <= stats["student_confidence"] <= 1
     assert not any(value.requires_grad for value in stats.values())
+
+
+def test_the_contrastive_term_may_have_many_positives_and_shares_its_scores() -> None:
+    method = Tracer(contrastive="mpm_nce", margin=0.05, smoothing=0.02)
+    learner, data = build(method), batch()
+    step_once(learner, data, 1)
+    pairs = learner.student(data.images, data.tokens)
+    found = learner(data, 2).terms
+    expected = mpm_nce(pairs, data.labels, margin=0.05, smoothing=0.02)
+    assert torch.equal(found["contrastive"], expected)
+    plain = build(Tracer())
+    plain.load_state_dict(learner.state_dict())
+    same = plain(data, 2).terms
+    assert all(torch.equal(found[name], same[name]) for name in TERMS)
+    assert not torch.equal(found["contrastive"], same["contrastive"])

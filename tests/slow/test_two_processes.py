@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "ft": ({}, {"train": "head", "head_decay": 1e-3}),
-    "flyp": ({}, {"smoothing": 0.1}),
+    "flyp": ({}, {"smoothing": 0.1}, {"contrastive": "mpm_nce", "margin": 0.05}),
     "tracer": ({}, {"teacher": "ema", "class_weight": 1, "orthogonality_weight": 0.1}),
 }
 TABLES = [{"name": name, **options} for name in METHODS for options in SETTINGS.get(name, ({},))]

@@ -58,7 +58,7 @@ def test_all_faults_come_at_once_with_key_value_and_hint() -> None:
         "method.teacher: found 'wmaa';",
         "method.teacher_every: found 1.5;",
         "method.strength: found nan;",
-        "method.colour: tracer has no such key; allowed: strength, schedule,",
+        "method.colour: tracer has no such key; allowed: contrastive, margin, smoothing,",
     ):
         assert any(line.startswith(part) for line in lines), part
 

@@ -78,6 +78,7 @@ METHODS: dict[str, Entry] = {
     "tracer": Entry(
         "perdure.methods.tracer:Tracer", "flyp + distillation from a weighted average of the run"
     ),
+    "lora": Entry("perdure.methods.lora:Lora", "low-rank updates of both towers, contrastive loss"),
 }
 """Every known method by its name in recipes; nothing in it is imported before it is used."""
 

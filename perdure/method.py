@@ -83,6 +83,7 @@ METHODS: dict[str, Entry] = {
     "radapter": Entry(
         "perdure.methods.radapter:RAdapter", "foldable adapters: dropped, averaged, re-scaled"
     ),
+    "lora": Entry("perdure.methods.lora:Lora", "low-rank updates of both towers, contrastive loss"),
 }
 """Every known method by its name in recipes; nothing in it is imported before it is used."""
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent / "perdure"
 
 ROWS = [
     "errors files documents signals extras rundir",
-    "weights batch losses metrics collective",
+    "weights batch losses reliability metrics collective",
     "towers inputs predictor zoo learner method teacher",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "data.tables data.class_names data.folders data.layout data.own",

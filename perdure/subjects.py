@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RunError
-from .records import document, hint, identity
-from .rundir import is_run, require_readable, runs_in
+from .records import document, hint, identity, is_run, runs_in
+from .rundir import require_readable
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent / "perdure"
 
 ROWS = [
     "errors files documents signals extras rundir processes",
-    "weights batch contrastive losses metrics collective",
+    "weights batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
     "towers inputs stored predictor zoo learner method teacher distillation objective",

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import metrics
 from .calibration import Calibration, Classifier, classifier_of, stored
 from .data.datasets import open_dataset
+from .data.own import FORMATS as OWN_FORMATS
+from .data.own import decode, open_picture
 from .errors import DataError, TaskError
 from .inputs import fill
 from .prediction import How, Unit, gather, stay
@@ -28,6 +28,9 @@ from .training import find_templates
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Files of a folder that are taken for pictures; a file that is named itself may be called else"""
+
+FORMATS = (*OWN_FORMATS, "GIF", "PPM", "TIFF")
+"""What is decoded, whatever the file's ending; pillow has more, some of which run programs"""
 
 PLAIN = ("a photo of a {}.",)
 """Prompts where neither the user nor the run names any"""
@@ -59,14 +62,7 @@ class Pictures:
         Raises:
             DataError: If it cannot be read.
         """
-        path = self.files[index]
-        try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-                pixels = np.array(upright, dtype=np.uint8)
-        except Exception as error:  # Pillow's readers each raise their own
-            raise _unreadable([path], str(error)) from error
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return decode(self.files[index], FORMATS)
 
 
 @dataclass(frozen=True)
@@ -186,7 +182,11 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[Path, ...]:
     for place in map(Path, places):
         if place.is_dir():
             inside = (path for path in sorted(place.rglob("*")) if path.is_file())
-            here = [path for path in inside if path.suffix.lower() in SUFFIXES]
+            here = [
+                path
+                for path in inside
+                if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(place))
+            ]
             if not here:
                 raise DataError(
                     f"the folder {place} holds no pictures; files are taken whose names end in "
@@ -200,6 +200,11 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[Path, ...]:
     if not files:
         raise DataError("0 pictures were given; name at least one, or a folder of pictures.")
     return tuple(files)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a part starts with a dot, as in what macOS keeps beside pictures."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def read_names(path: Path, what: str) -> tuple[str, ...]:
@@ -257,7 +262,7 @@ def _require_readable(files: Sequence[Path]) -> None:
 
 def _fault(path: Path) -> str | None:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path, FORMATS) as picture:
             picture.verify()
     except Exception as error:  # Pillow's readers each raise their own
         return str(error)

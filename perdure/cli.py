@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on end with 2 and no traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files may hold bytes that are no UTF-8; they are printed as they are.
+        sys.stdout.reconfigure(errors="surrogateescape")
     with Termination():
         _run(None if arguments is None else list(arguments))
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import __version__, metrics
 from .data.suites import Suite
 from .data.suites import suite as find_suite
-from .errors import RunError
+from .errors import DataError, RunError
 from .files import read_json, write_json
 from .prediction import How, gather, open_validation, stay
 from .subjects import Subject, find, hash_of_file
@@ -64,7 +64,8 @@ def calibrate(
 
     Raises:
         RunError: If it is not a finished run, or the file cannot be written.
-        DataError: If the suite is unknown, has no split of the task itself, or data are missing.
+        DataError: If the suite is unknown, has no split of the task itself, data are missing, or
+            every image is classified correctly, so that no temperature is the best.
         WeightsError: If a logit is not finite.
     """
     chosen = find_suite(suite) if isinstance(suite, str) else suite
@@ -78,6 +79,13 @@ def calibrate(
     unit = open_validation(chosen, how)
     predictor = subject.predictor()
     logits, labels = gather(predictor, {0.0: stay}, unit, how)[0.0]
+    if metrics.top1(logits, labels) == 1.0:
+        # The likelihood then only grows with sharpness, and has no best temperature.
+        raise DataError(
+            f"all {len(labels)} pictures of `val` are classified correctly, so no temperature can "
+            "be fitted: every sharper one looks better. Add pictures to `val`, harder ones too; "
+            "without calibration the probabilities stay as the model gives them."
+        )
     temperature = metrics.fit_temperature(logits, labels)
     scaled = logits / np.float32(temperature)
     inside = next(split for split in chosen.splits if split.role in ("id", "base"))

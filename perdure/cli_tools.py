@@ -160,7 +160,7 @@ def calibrate(
     """
     from .data.suites import suite as find_suite
 
-    chosen = find_suite(suite)
+    chosen = find_suite(suite, data)
     from .calibration import FILE
     from .calibration import calibrate as fit
     from .prediction import How

@@ -93,8 +93,17 @@ def perdure(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="First import methods of your own."),
+    ] = None,
 ) -> None:
     """Fine-tune CLIP models and keep what they knew."""
+    if modules:
+        from .method import import_methods
+
+        for module in modules:
+            import_methods(module)
 
 
 def _examples(*lines: str) -> str:
@@ -112,6 +121,7 @@ app.command(
         "perdure train emojishift/flyp --out runs/flyp --set optim.lr=1e-4 --seeds 0,1,2",
         "perdure train my-recipe.yaml --out runs/mine --dry-run",
         "perdure train my-recipe.yaml --out runs/mine --resume",
+        "perdure --import my_method train my-recipe.yaml --out runs/mine",
     )
 )(cli_work.train)
 app.command(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_show, cli_tools, cli_work
+from . import cli_show, cli_study, cli_tools, cli_work
 from .console import emit, print_error
 from .errors import PerdureError
 
@@ -128,3 +128,10 @@ app.command(
     )
 )(cli_tools.export)
 app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)
+app.command(
+    epilog=_examples(
+        "perdure alpha runs/flyp",
+        "perdure alpha runs/flyp --method leave_concepts_out --splits 3 --out runs/flyp-merged",
+        "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
+    )
+)(cli_study.alpha)

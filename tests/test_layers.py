@@ -25,8 +25,10 @@ ROWS = [
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",
+    "alpha_rules alpha_weights alpha_report alpha_hidden alpha_layers alpha_dynamic alpha",
     "preflight calibration predicting exporting doctor",
-    "groups tables reporting figures console demo cli_show cli_tools cli_work cli __main__",
+    "groups tables reporting figures",
+    "console demo cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

@@ -22,6 +22,7 @@ VERBS = (
     "calibrate",
     "export",
     "doctor",
+    "alpha",
 )
 
 LIGHT = (
@@ -30,6 +31,7 @@ LIGHT = (
     ("train", "--help"),
     ("predict", "--help"),
     ("doctor", "--help"),
+    ("alpha", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

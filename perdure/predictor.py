@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 import copy
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
-from torch.nn import functional
 
-from . import towers
+from . import stored, towers
 from .batch import Pairs
-from .errors import SurgeryError, TaskError, WeightsError
-from .files import read_json, whole_directory, write_json
-from .inputs import (
-    OpenClipTokenizer,
-    Preprocess,
-    Tokenizer,
-    locate_vocabulary,
-    merges_file,
-    tokenize_prompts,
-)
+from .errors import SurgeryError, TaskError
+from .inputs import Preprocess, Tokenizer, tokenize_prompts
+from .stored import ModelSource
+from .surgery.operations import Surgery, from_record, inner_first, to_record, with_alpha
 
 __all__ = ["ModelSource", "Pairs", "Predictor", "Preprocess", "Tokenizer"]
 
-FORMAT = 1
-"""Version of the saved form; raised when an older reader would misunderstand it."""
-
 _ROWS = 1024
 """Texts embedded at a time where there may be very many, as with 1,000 classes in 80 templates."""
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a predictor's architecture and first weights came from."""
-
-    name: str
-    """As given to `zoo.load`"""
-    weights: str
-    """Tag or file; empty where the name says it all"""
-    config: dict[str, Any]
-    """open_clip's description: {"model_cfg": ..., "preprocess_cfg": ...}"""
 
 
 class Predictor(nn.Module):
@@ -69,6 +45,8 @@ class Predictor(nn.Module):
     """The prompts the head started from; empty without a head"""
     fixed: frozenset[str]
     """Parameters that the architecture itself never trains, such as sine-cosine positions"""
+    surgeries: tuple[Surgery, ...]
+    """What was added to `clip`, in that order; empty for a plain CLIP"""
 
     def __init__(
         self, clip: nn.Module, tokenizer: Tokenizer, preprocess: Preprocess, source: ModelSource
@@ -84,6 +62,8 @@ class Predictor(nn.Module):
         self.fixed = frozenset(
             name for name, tensor in self.named_parameters() if not tensor.requires_grad
         )
+        self.surgeries = ()
+        self._added: frozenset[str] = frozenset()
 
     @property
     def scale(self) -> Tensor:
@@ -102,7 +82,7 @@ class Predictor(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed images (B, 3, H, W), unit rows (B, D)."""
-        return _unit(self.clip.encode_image(images))
+        return towers.unit(self.clip.encode_image(images))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embed tokens (N, L), unit rows (N, D).
@@ -110,7 +90,7 @@ class Predictor(nn.Module):
         Takes trimmed tokens too, and faster. Trimming is the caller's, who has the tokens on the
         host: reading their length here would make an accelerator wait.
         """
-        return _unit(towers.encode_text(self.clip, tokens))
+        return towers.unit(towers.encode_text(self.clip, tokens))
 
     def trim(self, tokens: Tensor) -> Tensor:
         """Cut tokens (N, L) to the longest text where no embedding changes, else return them."""
@@ -138,7 +118,7 @@ class Predictor(nn.Module):
         """
         rows = self.trim(prompts.flatten(0, 1)).to(self.device)
         features = torch.cat([self.encode_text(part) for part in torch.split(rows, _ROWS)])
-        return _unit(features.view(*prompts.shape[:2], -1).mean(dim=1))
+        return towers.unit(features.view(*prompts.shape[:2], -1).mean(dim=1))
 
     @torch.no_grad()
     def classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -154,7 +134,7 @@ class Predictor(nn.Module):
 
     def logits(self, images: Tensor, classifier: Tensor) -> Tensor:
         """Score images (B, 3, H, W) against class weights (C, D): scale times cosine, (B, C)."""
-        return _linear(self.encode_image(images), self.scale * classifier)
+        return towers.score(self.encode_image(images), self.scale * classifier)
 
     def head_logits(self, features: Tensor) -> Tensor:
         """Score unit rows (B, D) with the head, (B, C) in float32.
@@ -166,7 +146,7 @@ class Predictor(nn.Module):
             raise TaskError(
                 "this predictor has no linear head; call set_head first, or score with logits_fn."
             )
-        return _linear(features, self.head.weight, self.head.bias)
+        return towers.score(features, self.head.weight, self.head.bias)
 
     @torch.no_grad()
     def logits_fn(
@@ -186,7 +166,7 @@ class Predictor(nn.Module):
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
-            return _linear(self.encode_image(images), weight, bias)
+            return towers.score(self.encode_image(images), weight, bias)
 
         return score
 
@@ -200,7 +180,7 @@ class Predictor(nn.Module):
         Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), section 2.
         """
         features = self.class_features(self.prompts(names, templates))
-        self.head = head = _empty_head(features.shape[1], len(names)).to(features.device)
+        self.head = head = stored.empty_head(features.shape[1], len(names)).to(features.device)
         head.weight.copy_(features * self.scale)
         head.bias.zero_()
         self.classes, self.templates = tuple(names), tuple(templates)
@@ -213,45 +193,86 @@ class Predictor(nn.Module):
         """Return an independent copy in evaluation mode; the tokeniser is shared."""
         return copy.deepcopy(self).eval()
 
+    def attach(self, surgery: Surgery) -> None:
+        """Add modules to the towers, which compute as before until these are trained.
+
+        Raises:
+            SurgeryError: If the towers have no place for them, or have them already.
+        """
+        before = {name for name, _ in self.named_parameters()}
+        surgery.attach(self.clip)
+        self._added |= {name for name, _ in self.named_parameters()} - before
+        self.surgeries = (*self.surgeries, surgery)
+
+    def added(self) -> dict[str, nn.Parameter]:
+        """Return the live parameters of the added modules by their names in this predictor."""
+        return {name: value for name, value in self.named_parameters() if name in self._added}
+
+    def set_alpha(self, alpha: float) -> None:
+        """Set the strength of all added modules.
+
+        Raises:
+            SurgeryError: If there are none, or alpha is out of range.
+        """
+        self._require_surgeries(f"alpha cannot be set to {alpha}")
+        for surgery in self.surgeries:
+            surgery.set_alpha(self.clip, alpha)
+        self.surgeries = tuple(with_alpha(surgery, alpha) for surgery in self.surgeries)
+
     def fold(self, alpha: float | None = None) -> Predictor:
-        """Return an independent copy without added modules, a plain CLIP.
+        """Return an independent copy without added modules, a plain CLIP, in evaluation mode.
 
         Args:
             alpha: Strength of the added modules, where there are any; None for their own.
 
         Raises:
-            SurgeryError: If `alpha` is given and the model has no added modules to weaken.
+            SurgeryError: If `alpha` is given and the model has no added modules to weaken, or it
+                is out of range.
         """
         if alpha is not None:
-            raise SurgeryError(
-                f"alpha is {alpha}, but {self.source.name} has no added modules to fold at that "
-                "strength; to interpolate whole models use `perdure merge wise-ft`."
-            )
-        return self.copy()
+            self._require_surgeries(f"alpha is {alpha}")
+        plain = self.copy()
+        for surgery in inner_first(self.surgeries):
+            surgery.fold(plain.clip, surgery.alpha if alpha is None else alpha)
+        plain.surgeries, plain._added = (), frozenset()
+        return plain
+
+    @contextmanager
+    def folded(self, alpha: float | None = None) -> Iterator[Predictor]:
+        """Be a plain CLIP inside the block; after it everything is back, bit for bit.
+
+        Args:
+            alpha: Strength of the added modules; None for their own.
+
+        Raises:
+            SurgeryError: If there are none, as inside another such block, or alpha is out of range.
+        """
+        self._require_surgeries("there is nothing to fold")
+        kept = self.clip, self.surgeries, self._added
+        # Another set of weights, and not a subtraction: that would leave rounding errors behind.
+        self.clip, self.surgeries, self._added = self.fold(alpha).clip, (), frozenset()
+        try:
+            yield self
+        finally:
+            self.clip, self.surgeries, self._added = kept
 
     def save(self, path: Path) -> None:
         """Write `predictor.safetensors` and `predictor.json` to a directory, whole or not at all.
 
+        Added modules are kept as they are, with their strength.
+
         Raises:
             WeightsError: If the tokeniser cannot be rebuilt from a name or file.
         """
-        if self.tokenizer.vocabulary is None:
-            raise WeightsError(
-                "this predictor's tokeniser has no named vocabulary, so it could not be loaded "
-                "again; use perdure.tokens.OpenClipTokenizer."
-            )
-        with whole_directory(Path(path)) as fresh:
-            save_model(self, str(fresh / "predictor.safetensors"))
-            record = {
-                "format": FORMAT,
-                "source": asdict(self.source),
-                "preprocess": asdict(self.preprocess),
-                "vocabulary": _keep_vocabulary(self.tokenizer, fresh),
-                "context_length": self.tokenizer.context_length,
-                "classes": self.classes,
-                "templates": self.templates,
-            }
-            write_json(fresh / "predictor.json", record)
+        record: dict[str, Any] = {
+            "source": asdict(self.source),
+            "preprocess": asdict(self.preprocess),
+            "classes": self.classes,
+            "templates": self.templates,
+        }
+        if self.surgeries:
+            record["surgeries"] = [to_record(surgery) for surgery in self.surgeries]
+        stored.write(self, self.tokenizer, record, Path(path))
 
     @classmethod
     def load(cls, path: Path) -> Predictor:
@@ -260,50 +281,21 @@ class Predictor(nn.Module):
         Raises:
             WeightsError: If a file is missing, damaged or of a newer format.
         """
-        path = Path(path)
-        record = read_json(path / "predictor.json")
-        if record.get("format") != FORMAT:
-            raise WeightsError(
-                f"{path / 'predictor.json'} has format {record.get('format')!r}; this version of "
-                f"perdure reads format {FORMAT}. Use the version that wrote it."
-            )
-        try:
-            predictor = cls._described(record, path)
-        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-            raise WeightsError(
-                f"{path / 'predictor.json'} does not describe a predictor "
-                f"({type(error).__name__}: {error}). The directory is damaged or was changed by "
-                "hand; make it again."
-            ) from error
-        try:
-            load_model(predictor, path / "predictor.safetensors")
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise WeightsError(
-                f"cannot load {path / 'predictor.safetensors'}: {error}. The directory is damaged "
-                "or was changed by hand; make it again."
-            ) from error
-        return predictor.eval()
+        return stored.read(Path(path), cls._described).eval()
 
     @classmethod
     def _described(cls, record: dict[str, Any], path: Path) -> Predictor:
         """Build, with random weights, what a `predictor.json` describes."""
-        source, pixels = ModelSource(**record["source"]), record["preprocess"]
-        (red, green, blue), (dark, medium, light) = pixels["mean"], pixels["std"]
-        mean = (float(red), float(green), float(blue))
-        std = (float(dark), float(medium), float(light))
-        predictor = cls(
-            towers.build(source.config["model_cfg"]),
-            OpenClipTokenizer(
-                locate_vocabulary(record["vocabulary"], path), int(record["context_length"])
-            ),
-            Preprocess(int(pixels["size"]), mean, std, str(pixels["interpolation"])),
-            source,
-        )
+        source, tokenizer, preprocess = stored.parts(record, path)
+        clip = towers.build(source.config["model_cfg"])
+        predictor = cls(clip, tokenizer, preprocess, source)
         predictor.classes = tuple(map(str, record["classes"]))
         predictor.templates = tuple(map(str, record["templates"]))
         if predictor.classes:
             width = source.config["model_cfg"]["embed_dim"]
-            predictor.head = _empty_head(width, len(predictor.classes))
+            predictor.head = stored.empty_head(width, len(predictor.classes))
+        for entry in record.get("surgeries", ()):
+            predictor.attach(from_record(entry))
         return predictor
 
     def export_open_clip(self, path: Path) -> None:
@@ -312,21 +304,20 @@ class Predictor(nn.Module):
         Holds `open_clip_config.json` and `open_clip_model.safetensors`; where there is a head also
         `head.safetensors` (weight (C, D), bias (C,)) and `classes.json`. The head takes unit rows.
         A vocabulary that open_clip does not know is named in the configuration under "perdure",
-        which open_clip ignores: take the tokeniser from perdure then.
+        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded.
         """
-        with whole_directory(Path(path)) as fresh:
-            weights = {name: value.contiguous() for name, value in self.clip.state_dict().items()}
-            save_file(weights, fresh / "open_clip_model.safetensors", {"format": "pt"})
-            extra = {
-                "vocabulary": _keep_vocabulary(self.tokenizer, fresh),
-                "context_length": self.tokenizer.context_length,
-            }
-            write_json(fresh / "open_clip_config.json", {**self.source.config, "perdure": extra})
-            if self.head is not None:
-                head = {name: value.contiguous() for name, value in self.head.state_dict().items()}
-                save_file(head, fresh / "head.safetensors")
-                names = {"classes": self.classes, "templates": self.templates}
-                write_json(fresh / "classes.json", names)
+        names = {"classes": self.classes, "templates": self.templates}
+        plain = self.fold() if self.surgeries else self
+        stored.write_open_clip(
+            plain.clip, self.tokenizer, self.source.config, Path(path), self.head, names
+        )
+
+    def _require_surgeries(self, what: str) -> None:
+        if not self.surgeries:
+            raise SurgeryError(
+                f"{what}: {self.source.name} has no added modules, or is folded; to interpolate "
+                "whole models use `perdure merge wise-ft`."
+            )
 
     def _columns(self, names: Sequence[str]) -> Tensor | None:
         """Return the head's row of each name; None if there is no head or it lacks one."""
@@ -335,28 +326,3 @@ class Predictor(nn.Module):
         if tuple(names) == self.classes:  # two classes of one name keep their own rows
             return torch.arange(len(names), device=self.device)
         return torch.tensor([self.classes.index(name) for name in names], device=self.device)
-
-
-def _keep_vocabulary(tokenizer: Tokenizer, directory: Path) -> str | None:
-    """Return what to record of a tokeniser, copying a vocabulary that is only a file."""
-    path = merges_file(tokenizer.vocabulary)
-    if path is None:
-        return tokenizer.vocabulary
-    shutil.copyfile(path, directory / "vocabulary.txt.gz")
-    return "vocabulary.txt.gz"
-
-
-def _empty_head(width: int, classes: int) -> nn.Linear:
-    # Skips the random start, which would take numbers from the run's random state.
-    return nn.Linear(width, classes, device="meta").to_empty(device="cpu")
-
-
-def _unit(x: Tensor) -> Tensor:
-    # Half precision has too few digits for unit length; autocast towers return it.
-    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
-
-
-def _linear(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Score in float32 even under autocast: near 30, bfloat16 logits lie 0.125 apart."""
-    with torch.autocast(features.device.type, enabled=False):
-        return functional.linear(features, weight.to(features.dtype), bias)

@@ -1,4 +1,4 @@
-"""What perdure must know about the inside of open_clip's towers; nothing else looks into them."""
+"""What perdure must know about the inside of open_clip's towers, and what follows on them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .errors import TaskError, WeightsError
 
@@ -160,6 +161,21 @@ def encode_text(clip: Any, tokens: Tensor) -> Tensor:
         x = projection(x) if isinstance(projection, nn.Module) else x @ projection
     embedded: Tensor = x
     return embedded
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scale embeddings (N, D) to unit rows, in float32 or wider."""
+    # Half precision has too few digits for unit length; autocast towers return it.
+    return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def score(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Score unit rows (B, D) by a linear map (C, D), (B, C), in the rows' own precision.
+
+    Also under autocast: near 30, bfloat16 logits lie 0.125 apart.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return functional.linear(features, weight.to(features.dtype), bias)
 
 
 def visual_projection(clip: nn.Module) -> Tensor:

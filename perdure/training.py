@@ -184,7 +184,7 @@ def load_student(model: ModelSpec, seed: int) -> Predictor:
     if model.init is None:
         return zoo.load(model.name, model.weights)
     path = str(model.init.expanduser()).replace("{seed}", str(seed))
-    return Run(path).predictor()
+    return Run(path).predictor().fold()
 
 
 def find_templates(data: DataSpec) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent / "perdure"
 ROWS = [
     "errors files documents signals",
     "weights batch losses metrics collective",
-    "towers inputs predictor zoo learner method teacher",
+    "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
+    "towers inputs stored predictor zoo learner method teacher",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "data.tables data.class_names data.folders data.layout data.own",
     "data.emojishift data.datasets data.sampling data.loading data.suites",

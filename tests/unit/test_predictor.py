@@ -283,7 +283,7 @@ def test_a_failed_save_leaves_the_old_predictor(
         Path(args[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("perdure.predictor.save_model", fail)
+    monkeypatch.setattr("perdure.stored.save_model", fail)
     with pytest.raises(RunError, match="No space left"):
         zoo.random_clip(seed=1).save(tmp_path / "p")
     loaded = Predictor.load(tmp_path / "p")

@@ -1,0 +1,123 @@
+"""What every surgery can do, the table of surgeries, and how one is written down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields, replace
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from ..errors import SurgeryError, WeightsError, nearest
+
+
+class Surgery(Protocol):
+    """A frozen dataclass, of values that JSON can hold, that adds modules to a model in place.
+
+    What it adds changes no number of the model until it is trained.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def alpha(self) -> float:
+        """Strength of what was added: 0 the model as it was, 1 as it is trained."""
+
+    def attach(self, clip: nn.Module) -> None:
+        """Add modules, with hooks that use them; names of existing weights stay.
+
+        Raises:
+            SurgeryError: If the model has no place for them, or has them already.
+        """
+
+    def fold(self, clip: nn.Module, alpha: float) -> None:
+        """Write what was added, at a strength, into the model's own weights and remove it.
+
+        Raises:
+            SurgeryError: If it is not there.
+        """
+
+    def set_alpha(self, clip: nn.Module, alpha: float) -> None:
+        """Change the strength at which what was added acts.
+
+        Raises:
+            SurgeryError: If it is not there.
+        """
+
+
+SURGERIES: dict[str, str] = {
+    "low-rank": "perdure.surgery.low_rank:LowRank",
+    "residual": "perdure.surgery.residual:Residual",
+}
+"""Name to "module:Class", imported on first use.
+
+The order is that of folding: what acts inside a linear layer before what acts on its output.
+"""
+
+
+def to_record(surgery: Surgery) -> dict[str, Any]:
+    """Return a surgery as JSON: its name and its fields."""
+    return {"name": surgery.name, **asdict(surgery)}  # type: ignore[call-overload]
+
+
+def from_record(record: Any) -> Surgery:
+    """Return the surgery that `to_record` has written.
+
+    Raises:
+        WeightsError: If the record does not describe one.
+    """
+    values = dict(record) if isinstance(record, Mapping) else {}
+    name = values.pop("name", None)
+    if not isinstance(name, str) or name not in SURGERIES:
+        hint = nearest(name, SURGERIES) if isinstance(name, str) else ""
+        raise WeightsError(
+            f"a surgery is called {name!r}; {hint} allowed: {', '.join(SURGERIES)}. The file is "
+            "damaged, or was written by a newer perdure.".replace("  ", " ")
+        )
+    module, _, attribute = SURGERIES[name].partition(":")
+    cls = getattr(import_module(module), attribute)
+    unknown = sorted(map(str, values.keys() - {field.name for field in fields(cls)}))
+    if unknown:
+        raise WeightsError(
+            f"the surgery {name!r} has no field {', '.join(unknown)}. The file was changed by "
+            "hand, or was written by a newer perdure."
+        )
+    try:
+        surgery: Surgery = TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise WeightsError(
+            f"the surgery {name!r} has {key} = {first['input']!r}: {first['msg'].lower()}."
+        ) from None
+    except SurgeryError as error:
+        raise WeightsError(f"the surgery {name!r} cannot be: {error}") from None
+    return surgery
+
+
+def inner_first(surgeries: Iterable[Surgery]) -> list[Surgery]:
+    """Return surgeries in the order in which they must be folded."""
+    order = list(SURGERIES)
+    return sorted(surgeries, key=lambda surgery: order.index(surgery.name))
+
+
+def with_alpha(surgery: Surgery, alpha: float) -> Surgery:
+    """Return the surgery with another strength."""
+    changed: Surgery = replace(surgery, alpha=alpha)  # type: ignore[type-var]
+    return changed
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a strength that is negative or not finite.
+
+    Raises:
+        SurgeryError: If it is.
+    """
+    if not (math.isfinite(alpha) and alpha >= 0.0):
+        raise SurgeryError(
+            f"alpha is {alpha}, but must be finite and >= 0: 0 is the model without what was "
+            "added, 1 as it was trained."
+        )

@@ -100,7 +100,7 @@ def write_choice(report: AlphaReport, run: Subject | Run | Path | str, out: Path
         entries = [input_of(*pair) for pair in zip(inputs, (zero_shot, tuned), strict=True)]
         other = report.figures.get("other")
         if other is not None:
-            entries.append(input_of(find(other), find(other).predictor()))
+            entries.append(input_of(find(other), merged))
         record: dict[str, Any] = {"kind": report.method}
         if "shallow" in report.figures:
             record["shares"] = [report.figures["shallow"], report.figures["deep"]]

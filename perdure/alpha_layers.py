@@ -18,7 +18,7 @@ from .predictor import Predictor
 from .records import document, identity
 from .run import Run
 from .subjects import Subject, find
-from .sweeping import Line, zero_shot_of
+from .sweeping import Line, tuned_end, zero_shot_of
 from .weights import Weights, lerp
 
 PARALLEL = 0.95
@@ -43,7 +43,7 @@ class Task:
 def stock(subject: Subject, task: Task) -> AlphaReport:
     """Choose by the angle between the updates of two runs; raises RunError if they do not fit."""
     second = _second_run(subject, task.options.other)
-    other = second.predictor()
+    other = tuned_end(second)
     if task.how.runtime is not None:
         other = other.to(task.how.runtime.device)
     end = wise_ft(task.zero_shot, other, 1.0).state_dict()

@@ -117,8 +117,23 @@ def ends(subject: Subject) -> tuple[Predictor, Predictor]:
         WeightsError: If the model is unknown or files are damaged.
     """
     start = zero_shot_of(subject)
-    tuned = subject.predictor()
+    tuned = tuned_end(subject)
     return start.predictor(), tuned
+
+
+def tuned_end(subject: Subject) -> Predictor:
+    """Load a training run, with the modules it has added, if any, folded at full strength.
+
+    The place on the line is their strength: folded at alpha they are (1 - alpha) zero-shot +
+    alpha times this.
+
+    Raises:
+        RunError: If it is not finished.
+        WeightsError: If files are damaged.
+    """
+    assert subject.run is not None
+    found = Run(subject.run).predictor()
+    return found.fold(1.0 if found.surgeries else None)
 
 
 def sweep_run(

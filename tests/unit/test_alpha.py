@@ -27,7 +27,9 @@ from perdure.prediction import How, Unit, open_validation, predict
 from perdure.predictor import Predictor
 from perdure.recipe import load_recipe, parse_recipe
 from perdure.run import Run
+from perdure.runtime import Runtime
 from perdure.subjects import find
+from perdure.surgery.residual import Residual
 from perdure.sweeping import Line, ends
 from perdure.training import train
 from perdure.zoo import random_clip
@@ -61,6 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return finished runs of six steps from a random model: FT (with a head) and FLYP."""
     folder = tmp_path_factory.mktemp("runs")
     random_clip(0).export_open_clip(folder / "random")
+    random_clip(0).save(folder / "plain")
     changes = (
         f"model.name=local-dir:{folder / 'random'}", "data.shots=1", "optim.epochs=null",
         "optim.steps=6", "optim.batch_size=16", "optim.lr=3e-3",
@@ -271,6 +274,21 @@ def test_choices_become_runs(runs: dict[str, Path], tmp_path: Path) -> None:
     assert len(dynamic.classes) == 80
     with pytest.raises(RunError, match="needs alpha-0"):
         Dynamic.load(tmp_path)
+
+
+def test_added_modules_enter_at_full_strength(runs: dict[str, Path], tmp_path: Path) -> None:
+    recipe = Run(runs["flyp"]).recipe()
+    adapted = Predictor.load(Path(recipe.model.name.removeprefix("local-dir:")).parent / "plain")
+    adapted.attach(Residual())
+    with torch.no_grad():
+        for parameter in adapted.added().values():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    adapted.set_alpha(0.25)
+    run = Run.create(tmp_path / "adapted", recipe, Runtime("cpu"))
+    run.finish(adapted, keep_states=False, step=6)
+    report = select_alpha(run, method="id_one_se", how=HOW, options=COARSE)
+    for point in report.curve:
+        assert point.value == pytest.approx(accuracy(adapted.fold(point.alpha)), abs=1 / 160 + 1e-9)
 
 
 def test_refusals(runs: dict[str, Path]) -> None:

@@ -135,3 +135,10 @@ app.command(
         "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
     )
 )(cli_study.alpha)
+app.command(
+    epilog=_examples(
+        "perdure ablate emojishift/tracer --grid method.beta=0.5,1 --seeds 0,1,2 --out runs/beta",
+        "perdure ablate emojishift/flyp --grid optim.lr=1e-4,3e-4 --grid alpha=0.5,1 --out runs/x",
+        "perdure ablate emojishift/tracer --preset tracer --out runs/terms --plan",
+    )
+)(cli_study.ablate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,16 @@ from .console import (
     Threads,
     clock,
     columns,
+    counter,
     emit,
     emit_json,
+    meter,
+    numbers,
     percent,
     say,
 )
 from .errors import nearest
+from .grids import PRESETS, Axis, parse_axis
 
 if TYPE_CHECKING:
     from .alpha_report import AlphaReport
@@ -26,7 +31,16 @@ if TYPE_CHECKING:
 ALPHA_RULES = (
     "fixed", "id_one_se", "leave_concepts_out", "stock", "mono", "lines", "dynamic",
 )  # fmt: skip
-"""As in `perdure.alpha`, which imports torch"""
+"""As in `perdure.alpha_report`, which imports torch"""
+
+Grid = Annotated[
+    list[str] | None,
+    typer.Option("--grid", metavar="A.B=C,D", help="An axis and its values; may be repeated."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a value; may be repeated."),
+]
 
 
 def alpha(
@@ -116,6 +130,114 @@ def alpha(
             f"Next: perdure alpha {run} --suite {suite} --method {method} --out RUN, or perdure "
             f"merge wise-ft MODEL {run} --alpha {found.alpha:g} --out RUN"
         )
+
+
+def ablate(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="YAML file, or a name of `perdure list recipes`."),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the runs go.")],
+    grid: Grid = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="|".join(PRESETS), help="A grid by name, before others."),
+    ] = None,
+    overrides: Overrides = None,
+    seeds: Annotated[str, typer.Option("--seeds", metavar="0,1,2", help="Of every cell.")] = "0",
+    suite: Annotated[
+        str, typer.Option("--suite", metavar="NAME", help="What is scored.")
+    ] = "emojishift",
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="At most N images per split.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="md|csv|json", help="How to print it.")
+    ] = "md",
+    only: Annotated[
+        bool, typer.Option("--plan", help="Say what would be trained, and do nothing.")
+    ] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
+) -> None:
+    """Train a recipe over a grid and compare.
+
+    Every cell with every seed; rows are compared with the first value of every axis, paired by
+    image. What is finished under --out is not done again. The axis alpha, and options that change
+    only what a run delivers (tracer: method.serve; radapter: method.momentum=0, method.alpha),
+    need no training of their own. Tables go to DIR/ablation.md, .csv and .json.
+    """
+    forms = ("md", "csv", "json")
+    if form not in forms:
+        hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
+        raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
+    axes = _axes(grid, preset, PRESETS)
+    chosen_seeds = numbers(seeds, int, "--seeds")
+    from .data.suites import suite as find_suite
+
+    chosen = find_suite(suite, data)
+    from .ablate import ablate as carry_out
+    from .ablate import plan
+    from .prediction import How
+    from .runtime import Runtime
+
+    given = tuple(overrides or ())
+    cells, plans = plan(recipe, axes, out, overrides=given, seeds=chosen_seeds)
+    trained = sum(one.carrier is None for one in plans.values())
+    count = f"{len(cells)} cells x {len(chosen_seeds)} seeds: {trained} trainings"
+    if only:
+        if json or form == "json":
+            emit_json(
+                [
+                    {
+                        "path": str(one.path),
+                        "delivered_by": None if one.carrier is None else str(one.carrier),
+                        "alphas": list(one.alphas),
+                    }
+                    for one in plans.values()
+                ]
+            )
+        else:
+            emit(count + "\n" + "\n".join(f"  {cell.label}" for cell in cells))
+        return
+    runtime = Runtime(device, threads=threads)
+    try:
+        with meter(trained) as shown:
+            found = carry_out(
+                recipe,
+                axes,
+                out,
+                chosen,
+                overrides=given,
+                seeds=chosen_seeds,
+                how=How(root=data, limit=limit, runtime=runtime),
+                progress=lambda name: counter(shown, f"{name}:") if runtime.is_main else None,
+                say=say,
+            )
+    finally:
+        runtime.close()
+    if not runtime.is_main:
+        return
+    if json or form == "json":
+        emit(found.to_json())
+    else:
+        emit((found.to_csv() if form == "csv" else found.to_markdown()).rstrip("\n"))
+    say(f"{count}. Wrote {out / 'ablation.md'}, .csv and .json")
+
+
+def _axes(
+    grid: list[str] | None, preset: str | None, presets: Mapping[str, Sequence[Axis]]
+) -> list[Axis]:
+    """Return the axes of a named grid, if one is asked for, and those that are written out."""
+    if preset is not None and preset not in presets:
+        hint = nearest(preset, presets) or f"choose one of {', '.join(presets)}."
+        raise typer.BadParameter(f"no grid is called {preset!r}; {hint}", param_hint="--preset")
+    named = presets[preset] if preset is not None else ()
+    return [*named, *map(parse_axis, grid or ())]
 
 
 def _about(found: AlphaReport) -> str:

@@ -23,6 +23,7 @@ VERBS = (
     "export",
     "doctor",
     "alpha",
+    "ablate",
 )
 
 LIGHT = (
@@ -32,6 +33,7 @@ LIGHT = (
     ("predict", "--help"),
     ("doctor", "--help"),
     ("alpha", "--help"),
+    ("ablate", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_show, cli_tools, cli_work, processes
+from . import cli_show, cli_study, cli_tools, cli_work, processes
 from .console import emit, print_error
 from .errors import PerdureError
 from .processes import Termination
@@ -174,3 +174,17 @@ app.command(
     )
 )(cli_tools.export)
 app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)
+app.command(
+    epilog=_examples(
+        "perdure alpha runs/flyp",
+        "perdure alpha runs/flyp --method leave_concepts_out --splits 3 --out runs/flyp-merged",
+        "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
+    )
+)(cli_study.alpha)
+app.command(
+    epilog=_examples(
+        "perdure ablate emojishift/tracer --grid method.beta=0.5,1 --seeds 0,1,2 --out runs/beta",
+        "perdure ablate emojishift/flyp --grid optim.lr=1e-4,3e-4 --grid alpha=0.5,1 --out runs/x",
+        "perdure ablate emojishift/tracer --preset tracer --out runs/terms --plan",
+    )
+)(cli_study.ablate)

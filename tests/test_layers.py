@@ -29,8 +29,11 @@ ROWS = [
     "methods.lora",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",
+    "alpha_rules alpha_weights alpha_report alpha_hidden alpha_layers alpha_dynamic alpha",
+    "grids",
     "preflight calibration predicting exporting doctor",
-    "groups tables reporting figures console demo cli_show cli_tools cli_work cli __main__",
+    "groups tables reporting ablate figures",
+    "console demo cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

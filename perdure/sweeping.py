@@ -37,7 +37,7 @@ def sweep(
 
     Args:
         zero_shot: The start of the fine-tuning; gets the zero-shot head if `tuned` has a head.
-        tuned: Its end.
+        tuned: Its end; added modules enter at full strength, so that alpha is their strength.
         suite: Which splits.
         alphas: Shares of the tuned weights, in [0, 1].
         how: Data, device, number of images; all embedded images by default.
@@ -85,7 +85,8 @@ def sweep_run(
 ) -> dict[float, Scores]:
     """Score the line from a run's pre-trained model to the run, and write `<suite>.sweep.json`.
 
-    Where the line includes alpha = 1, which is the run itself, its own scores are written too.
+    Where the line includes the run itself, its own scores are written too. It stands at alpha = 1
+    or, where modules were added, at their strength, which is then a point of the line.
 
     Raises:
         RunError: If it is no finished training run.
@@ -101,7 +102,11 @@ def sweep_run(
             f"{subject.name} is not a training run, so it has no line to its pre-trained model. "
             "Sweep the run that was trained, or merge two models: perdure merge wise-ft A B."
         )
-    tuned = subject.predictor()
+    tuned = Run(subject.run).predictor()
+    strengths = {surgery.alpha for surgery in tuned.surgeries} or {1.0}
+    own = strengths.pop() if len(strengths) == 1 else None
+    if tuned.surgeries and own is not None and own <= 1.0:
+        alphas = sorted({*alphas, own})
     model = recipe["model"]
     zero_shot = load(model["name"], model.get("weights"))
     found = sweep(
@@ -118,6 +123,6 @@ def sweep_run(
         del first["splits"], first["alpha"]
         points = [{"alpha": alpha, "splits": scores.splits} for alpha, scores in found.items()]
         write_json(subject.run / "scores" / f"{suite.name}.sweep.json", {**first, "points": points})
-        if 1.0 in found:
-            found[1.0].write(subject.run / "scores")
+        if own in found:
+            found[own].write(subject.run / "scores")
     return found

@@ -68,7 +68,7 @@ def load(name: str, weights: str | None = None) -> Predictor:
         from .predictor import Predictor
 
         _refuse_second(name, weights)
-        return Predictor.load(Path(name))
+        return Predictor.load(Path(name)).fold()
     if name.startswith("hf-hub:"):
         _refuse_second(name, weights)
         return _create(name, None, quick_gelu=False)

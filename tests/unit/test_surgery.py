@@ -36,7 +36,7 @@ def trained(surgery: Residual, seed: int = 0) -> Predictor:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in predictor.added().values():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=random))
     return predictor
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -42,6 +42,11 @@ def rows(predictor: Predictor) -> Tensor:
     return torch.cat(predictor(pixels, predictor.tokenizer(["a taco", "two tigers"]))[:2])
 
 
+FEW = settings(max_examples=12)
+"""Each example builds models; the kinds of surgery are also listed in the unit tests"""
+
+
+@FEW
 @given(surgery=surgeries, alpha=alphas, seed=st.integers(0, 99))
 def test_folding_at_alpha_is_interpolating_with_the_start(
     surgery: Residual, alpha: float, seed: int
@@ -53,6 +58,7 @@ def test_folding_at_alpha_is_interpolating_with_the_start(
             torch.testing.assert_close(folded[name], value, rtol=1e-5, atol=1e-6)
 
 
+@FEW
 @given(surgery=surgeries, seed=st.integers(0, 99))
 def test_a_folded_model_agrees_and_a_strength_of_zero_is_the_start(
     surgery: Residual, seed: int

@@ -15,14 +15,13 @@ from .errors import DataError, RunError
 from .files import read_json, write_json
 from .prediction import How, gather, open_validation, stay
 from .recipe import DataSpec
-from .subjects import Subject, find, hash_of_file, trained_on
+from .subjects import Subject, find, hash_of_result, trained_on
 
 FORMAT = 1
 """Version of the file; raised when an older reader would misunderstand it."""
 
 FILE = "calibration.json"
 
-WEIGHTS = "predictor/predictor.safetensors"
 
 DEFAULT = "emojishift"
 """Suite whose task is calibrated where a merge result has no training of its own"""
@@ -56,7 +55,7 @@ class Calibration:
     """In [0, 1], 15 bins"""
     ece_after: float
     predictor_sha256: str
-    """Of predictor/predictor.safetensors, so that other weights are noticed"""
+    """Of the result in predictor/, so that other weights are noticed"""
 
 
 def calibrate(
@@ -114,7 +113,7 @@ def calibrate(
         nll_after=metrics.nll(scaled, labels),
         ece_before=metrics.ece(logits, labels),
         ece_after=metrics.ece(scaled, labels),
-        predictor_sha256=hash_of_file(subject.run / WEIGHTS),
+        predictor_sha256=hash_of_result(subject.run),
     )
     if how.runtime is None or how.runtime.is_main:
         record = {"format": FORMAT, "perdure": __version__, **asdict(found)}
@@ -190,6 +189,6 @@ def stored(subject: Subject) -> Calibration | None:
         whole = False
     if not whole:
         raise RunError(f"{path} is damaged: it holds no temperature in [0.01, 100]; {again}")
-    if found.predictor_sha256 != hash_of_file(subject.run / WEIGHTS):
+    if found.predictor_sha256 != hash_of_result(subject.run):
         raise RunError(f"{path} was fitted to other weights than those in predictor/; {again}")
     return found

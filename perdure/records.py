@@ -48,6 +48,8 @@ class Record:
     splits: Splits
     sweep: Mapping[float, Splits] = field(default_factory=dict)
     """Interpolation share to the scores there"""
+    strength: float | None = 1.0
+    """Where on that line the run itself stands: the alpha of its added modules, 1 without any"""
     trainable: int | None = None
     seconds: float | None = None
 
@@ -196,6 +198,13 @@ def read(path: Path, suite: str | None = None) -> Record:
         raise _damaged(path, error) from None
 
 
+def _strength(file: Path) -> float | None:
+    """Return the one alpha of a predictor's added modules; None if they differ."""
+    surgeries = read_json(file).get("surgeries") if file.is_file() else None
+    found = {float(entry["alpha"]) for entry in surgeries or ()} or {1.0}
+    return found.pop() if len(found) == 1 else None
+
+
 def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     """Read the scores of a run on one suite."""
     scores = read_json(path / "scores" / f"{suite}.json")
@@ -231,6 +240,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         definition=str(scores["definition"]),
         splits=scores["splits"],
         sweep=sweep,
+        strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
         seconds=status.get("seconds"),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RunError, WeightsError
+from .files import read_json
 from .recipe import DataSpec, parse_recipe
 from .records import document, hint, identity
 from .rundir import is_run, require_readable, runs_in
@@ -28,8 +30,12 @@ class Subject:
     run: Path | None = None
     """Run directory, if it is one"""
 
-    def predictor(self) -> Predictor:
+    def predictor(self, alpha: float | None = None) -> Predictor:
         """Load the predictor, on the CPU, as plain CLIP without added modules.
+
+        Args:
+            alpha: Strength at which a run's added modules, if it has any, are folded; None for
+                their own.
 
         Raises:
             RunError: If a run is not finished.
@@ -39,7 +45,8 @@ class Subject:
             return _named(self.name, self.weights)
         from .run import Run
 
-        return Run(self.run).predictor().fold()
+        found = Run(self.run).predictor()
+        return found.fold(alpha if found.surgeries else None)
 
     def origin(self) -> dict[str, Any]:
         """Return what `merge.yaml` records of this input, without hash: where it came from."""
@@ -128,12 +135,24 @@ def trained_on(subject: Subject) -> DataSpec | None:
 
 
 def sha256_of(subject: Subject, predictor: Predictor) -> str:
-    """Return the hash of a run's `predictor.safetensors`, or of a named model's tensors."""
+    """Return the hash of a run's result, or of a named model's tensors."""
     if subject.run is None:
         from .weights import hash_of_weights
 
         return hash_of_weights(predictor.state_dict())
-    return hash_of_file(subject.run / "predictor" / "predictor.safetensors")
+    return hash_of_result(subject.run)
+
+
+def hash_of_result(run: Path) -> str:
+    """Return the SHA-256 of a run's `predictor.safetensors`.
+
+    Where modules were added it covers their description too: their strength is no tensor.
+    """
+    weights = hash_of_file(run / "predictor" / "predictor.safetensors")
+    surgeries = read_json(run / "predictor" / "predictor.json").get("surgeries")
+    if not surgeries:
+        return weights
+    return hashlib.sha256(f"{weights} {json.dumps(surgeries, sort_keys=True)}".encode()).hexdigest()
 
 
 def hash_of_file(path: Path) -> str:

@@ -65,7 +65,7 @@ def sweep(
 
     Args:
         zero_shot: The start of the fine-tuning; gets the zero-shot head if `tuned` has a head.
-        tuned: Its end.
+        tuned: Its end; added modules enter at full strength, so that alpha is their strength.
         suite: Which splits.
         alphas: Shares of the tuned weights, in [0, 1].
         how: Data, device, number of images; all embedded images by default.
@@ -131,9 +131,7 @@ def tuned_end(subject: Subject) -> Predictor:
         RunError: If it is not finished.
         WeightsError: If files are damaged.
     """
-    assert subject.run is not None
-    found = Run(subject.run).predictor()
-    return found.fold(1.0 if found.surgeries else None)
+    return subject.predictor(1.0)
 
 
 def sweep_run(
@@ -145,7 +143,8 @@ def sweep_run(
 ) -> dict[float, Scores]:
     """Score the line from a run's pre-trained model to the run, and write `<suite>.sweep.json`.
 
-    Where the line includes alpha = 1, which is the run itself, its own scores are written too.
+    Where the line includes the run itself, its own scores are written too. It stands at alpha = 1
+    or, where modules were added, at their strength, which is then a point of the line.
 
     Raises:
         RunError: If it is no finished training run.
@@ -153,8 +152,13 @@ def sweep_run(
     """
     suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
     subject = find(run)
-    zero_shot, tuned = ends(subject)
+    zero_shot = zero_shot_of(subject).predictor()
     assert subject.run is not None
+    tuned = Run(subject.run).predictor()
+    strengths = {surgery.alpha for surgery in tuned.surgeries} or {1.0}
+    own = strengths.pop() if len(strengths) == 1 else None
+    if tuned.surgeries and own is not None and own <= 1.0:
+        alphas = sorted({*alphas, own})
     found = sweep(
         zero_shot,
         tuned,
@@ -169,6 +173,6 @@ def sweep_run(
         del first["splits"], first["alpha"]
         points = [{"alpha": alpha, "splits": scores.splits} for alpha, scores in found.items()]
         write_json(subject.run / "scores" / f"{suite.name}.sweep.json", {**first, "points": points})
-        if 1.0 in found:
-            found[1.0].write(subject.run / "scores")
+        if own in found:
+            found[own].write(subject.run / "scores")
     return found

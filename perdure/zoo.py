@@ -70,7 +70,7 @@ def load(name: str, weights: str | None = None) -> Predictor:
         from .predictor import Predictor
 
         _refuse_second(name, weights)
-        return Predictor.load(Path(name))
+        return Predictor.load(Path(name)).fold()
     if name.startswith("hf-hub:"):
         _refuse_second(name, weights)
         require("huggingface_hub", name)

@@ -65,6 +65,11 @@ class Half:
         """Names as they stand in prompts."""
         return tuple(self.whole.classes[label] for label in self.kept)
 
+    @property
+    def captioned(self) -> bool:
+        """False: captions are not divided."""
+        return self.whole.captioned
+
     @cached_property
     def _indices(self) -> NDArray[np.int64]:
         return np.flatnonzero(np.isin(self.whole.labels, self.kept))
@@ -178,8 +183,8 @@ def _half(whole: Dataset, name: str) -> Half:
             "for 0: data.classes=all/seen-0."
         )
     count = len(whole.classes)
-    if count < 4 or getattr(whole, "captioned", False):
-        found = "captions" if getattr(whole, "captioned", False) else f"{count} classes"
+    if count < 4 or whole.captioned:
+        found = "captions" if whole.captioned else f"{count} classes"
         raise DataError(
             f"{whole.name} has {found}, which cannot be divided in halves that are tasks of their "
             "own; 4 or more classes are needed."

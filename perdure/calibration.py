@@ -73,7 +73,8 @@ def calibrate(
 
     Raises:
         RunError: If it is not a finished run, or the file cannot be written.
-        DataError: If the suite is unknown, has no split of the task itself, or data are missing.
+        DataError: If the suite is unknown, has no split of the task itself, data are missing, or
+            every image is classified correctly, so that no temperature is the best.
         WeightsError: If a logit is not finite.
     """
     how = how or How()
@@ -90,6 +91,13 @@ def calibrate(
     unit = open_validation(chosen, how)
     predictor = subject.predictor()
     logits, labels = gather(predictor, {0.0: stay}, unit, how)[0.0]
+    if metrics.top1(logits, labels) == 1.0:
+        # The likelihood then only grows with sharpness, and has no best temperature.
+        raise DataError(
+            f"all {len(labels)} pictures of `val` are classified correctly, so no temperature can "
+            "be fitted: every sharper one looks better. Add pictures to `val`, harder ones too; "
+            "without calibration the probabilities stay as the model gives them."
+        )
     temperature = metrics.fit_temperature(logits, labels)
     scaled = logits / np.float32(temperature)
     inside = next(split for split in chosen.splits if split.role in ("id", "base"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_show, cli_tools, cli_work, processes
+from . import cli_show, cli_study, cli_tools, cli_work, processes
 from .console import emit, print_error
 from .errors import PerdureError
 from .processes import Termination
@@ -24,6 +25,9 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on end with 2 and no traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files may hold bytes that are no UTF-8; they are printed as they are.
+        sys.stdout.reconfigure(errors="surrogateescape")
     with Termination():
         _run(None if arguments is None else list(arguments))
 
@@ -89,8 +93,17 @@ def perdure(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="First import methods of your own."),
+    ] = None,
 ) -> None:
     """Fine-tune CLIP models and keep what they knew."""
+    if modules:
+        from .method import import_methods
+
+        for module in modules:
+            import_methods(module)
 
 
 def _examples(*lines: str) -> str:
@@ -108,6 +121,7 @@ app.command(
         "perdure train emojishift/flyp --out runs/flyp --set optim.lr=1e-4 --seeds 0,1,2",
         "perdure train my-recipe.yaml --out runs/mine --dry-run",
         "perdure train my-recipe.yaml --out runs/mine --resume",
+        "perdure --import my_method train my-recipe.yaml --out runs/mine",
     )
 )(cli_work.train)
 app.command(
@@ -160,3 +174,17 @@ app.command(
     )
 )(cli_tools.export)
 app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)
+app.command(
+    epilog=_examples(
+        "perdure alpha runs/flyp",
+        "perdure alpha runs/flyp --method leave_concepts_out --splits 3 --out runs/flyp-merged",
+        "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
+    )
+)(cli_study.alpha)
+app.command(
+    epilog=_examples(
+        "perdure ablate emojishift/tracer --grid method.beta=0.5,1 --seeds 0,1,2 --out runs/beta",
+        "perdure ablate emojishift/flyp --grid optim.lr=1e-4,3e-4 --grid alpha=0.5,1 --out runs/x",
+        "perdure ablate emojishift/tracer --preset tracer --out runs/terms --plan",
+    )
+)(cli_study.ablate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +12,9 @@ from .cli_tools import dry_run
 from .console import (
     Device,
     Json,
-    Meter,
     Threads,
     columns,
+    counter,
     emit,
     emit_json,
     meter,
@@ -85,7 +85,7 @@ def train(
     try:
         with meter(len(plans)) as shown:
             for path, plan in plans:
-                count = _counter(shown, f"{path}:") if is_main() else None
+                count = counter(shown, f"{path}:") if is_main() else None
                 runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
     finally:
         group.close()
@@ -99,19 +99,6 @@ def train(
     data = plans[0][1].data
     suite = f"own --data {data.root}" if data.name == "own" else "emojishift"
     emit(f"Next: perdure eval {out} --suite {suite}")
-
-
-def _counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
-    """Return what tells the meter about every training step; one run is one unit."""
-    done = 0.0
-
-    def count(tick: Any, total: int) -> None:
-        nonlocal done
-        shown.describe(phase, f"step {tick.step} of {total}")
-        shown.advance(tick.step / total - done)
-        done = tick.step / total
-
-    return count
 
 
 def _about(run: Run) -> dict[str, Any]:

@@ -195,6 +195,19 @@ def meter(total: float) -> Iterator[Meter]:
         yield Bar()
 
 
+def counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
+    """Return what tells the meter about every training step; one run is one unit."""
+    done = 0.0
+
+    def count(tick: Any, total: int) -> None:
+        nonlocal done
+        shown.describe(phase, f"step {tick.step} of {total}")
+        shown.advance(tick.step / total - done)
+        done = tick.step / total
+
+    return count
+
+
 def clock(seconds: float) -> str:
     """Return a duration as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

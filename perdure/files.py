@@ -75,7 +75,8 @@ def write_text(path: Path, text: str) -> None:
         RunError: As in `whole_file`.
     """
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may hold bytes that are no UTF-8; they are written as they are.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ class features first, so that zero-shot models can be averaged with classifiers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,13 +110,35 @@ def merge(
     if kind == "soup":
         document["shares"] = [part / sum(parts) for part in parts]
     document["inputs"] = entries
+    return keep(merged, document, out)
+
+
+def keep(merged: Predictor, document: Mapping[str, Any], out: Path | str) -> Run:
+    """Write a predictor made of others as a run.
+
+    Args:
+        merged: The result.
+        document: What `merge.yaml` says: `kind`, and `inputs` as `input_of` returns them.
+        out: New directory.
+
+    Raises:
+        RunError: If `out` exists or cannot be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise RunError(f"{out} exists already. Choose a new directory for --out, or remove it.")
     with whole_directory(out) as fresh:
         merged.save(fresh / "predictor")
         merged.export_open_clip(fresh / "model")
-        write_text(fresh / "merge.yaml", yaml.safe_dump(document, sort_keys=False))
+        write_text(fresh / "merge.yaml", yaml.safe_dump(dict(document), sort_keys=False))
         write_json(fresh / "env.json", environment(Runtime("cpu")))
         write_json(fresh / "status.json", {"state": "finished"})
     return Run(out)
+
+
+def input_of(subject: Subject, predictor: Predictor) -> dict[str, Any]:
+    """Return what `merge.yaml` says of an input: where it came from, and its hash."""
+    return {**subject.origin(), "sha256": sha256_of(subject, predictor)}
 
 
 def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | None) -> Predictor:
@@ -169,7 +191,7 @@ def _loaded(subjects: Sequence[Subject], entries: list[dict[str, Any]]) -> Itera
     """Load members one by one and note where each came from."""
     for subject in subjects:
         predictor = subject.predictor()
-        entries.append({**subject.origin(), "sha256": sha256_of(subject, predictor)})
+        entries.append(input_of(subject, predictor))
         yield predictor
 
 

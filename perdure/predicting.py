@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from . import metrics
 from .calibration import Calibration, Classifier, classifier_of, stored
 from .data.datasets import open_dataset
 from .data.folders import PICTURES
-from .data.own import FORMATS, unlabelled
+from .data.own import open_picture, unlabelled
 from .errors import DataError, TaskError
 from .inputs import fill
 from .prediction import How, Unit, gather, stay
@@ -150,7 +149,11 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[Path, ...]:
     for place in map(Path, places):
         if place.is_dir():
             inside = (path for path in sorted(place.rglob("*")) if path.is_file())
-            here = [path for path in inside if path.suffix.lower() in PICTURES]
+            here = [
+                path
+                for path in inside
+                if path.suffix.lower() in PICTURES and not _is_hidden(path.relative_to(place))
+            ]
             if not here:
                 raise DataError(
                     f"the folder {place} holds no pictures; files are taken whose names end in "
@@ -164,6 +167,11 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[Path, ...]:
     if not files:
         raise DataError("0 pictures were given; name at least one, or a folder of pictures.")
     return tuple(files)
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a part starts with a dot, as in what macOS keeps beside pictures."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _classes_of(data: DataSpec) -> tuple[str, ...]:
@@ -185,7 +193,7 @@ def _require_readable(files: Sequence[Path]) -> None:
 
 def _fault(path: Path) -> str | None:
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with open_picture(path) as picture:
             picture.verify()
     except Exception as error:  # Pillow's readers each raise their own
         return str(error)

@@ -60,7 +60,8 @@ class DataSpec(_Table):
     shots: Count | None = None
     """Images per class; None for all"""
     classes: str = "all"
-    """"all", or the name of a part that the data set defines, such as "base" """
+    """"all", or the name of a part that the data set defines, such as "base"; "all/seen-0" is one
+    of two random halves of the classes, "all/hidden-0" the other"""
     templates: tuple[str, ...] | str | None = None
     """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
     augment: Literal["none", "flip-shift", "crop", "crop-flip"] = "none"

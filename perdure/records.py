@@ -19,9 +19,7 @@ from .errors import RecipeError, RunError, nearest
 from .files import read_json
 from .metrics import harmonic_mean
 from .recipe import HOW
-from .rundir import is_run as is_run
-from .rundir import require_readable
-from .rundir import runs_in as runs_in
+from .rundir import is_run, require_readable, runs_in
 
 Splits = Mapping[str, Mapping[str, Any]]
 """Split name to its entry in a score file."""

@@ -195,6 +195,14 @@ class Run:
         """
         states.load_state(states.state_of(self.states, step), learner, optimizer)
 
+    def load_part(self, step: int, learner: nn.Module) -> None:
+        """Give a learner its weights and averages from the kept state of one that has more.
+
+        Raises:
+            RunError: If the state is missing or lacks something that the learner has.
+        """
+        states.load_part(states.state_of(self.states, step), learner)
+
     def finish(self, predictor: Predictor, *, keep_states: bool, **status: Any) -> None:
         """Write the result; `predictor/` comes last, because it says that the run is finished."""
         note = None

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import RunError
+from .errors import RunError, WeightsError
 from .recipe import DataSpec, parse_recipe
 from .records import document, hint, identity
 from .rundir import is_run, require_readable, runs_in
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .predictor import Predictor
     from .run import Run
 
@@ -39,9 +36,7 @@ class Subject:
             WeightsError: If the model is unknown or its files are damaged.
         """
         if self.run is None:
-            from .zoo import load
-
-            return load(self.name, self.weights)
+            return _named(self.name, self.weights)
         from .run import Run
 
         return Run(self.run).predictor().fold()
@@ -92,6 +87,21 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
     return Subject(str(path) if isinstance(name, Path) else str(name), weights)
 
 
+def _named(name: str, weights: str | None) -> Predictor:
+    """Load a model by name, or added modules from a directory together with their base model."""
+    from . import adapters, peft_format, zoo
+
+    path = Path(name)
+    readers = ((adapters.is_adapters, adapters.read_adapters),
+               (peft_format.is_peft, peft_format.read_peft))  # fmt: skip
+    for fits, read in readers:
+        if fits(path):
+            if weights is not None:
+                raise WeightsError(f"{name} names its own base model; leave {weights!r} out.")
+            return read(path).fold()
+    return zoo.load(name, weights)
+
+
 def find_all(name: str | Path, weights: str | None = None) -> list[Subject]:
     """Return the runs below a directory of runs, or the one subject that a name stands for.
 
@@ -120,6 +130,8 @@ def trained_on(subject: Subject) -> DataSpec | None:
 def sha256_of(subject: Subject, predictor: Predictor) -> str:
     """Return the hash of a run's `predictor.safetensors`, or of a named model's tensors."""
     if subject.run is None:
+        from .weights import hash_of_weights
+
         return hash_of_weights(predictor.state_dict())
     return hash_of_file(subject.run / "predictor" / "predictor.safetensors")
 
@@ -130,16 +142,4 @@ def hash_of_file(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
-    """Return a hash of the names, types, shapes and values of tensors."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

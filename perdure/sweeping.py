@@ -17,10 +17,38 @@ from .predictor import Predictor
 from .records import document
 from .run import Run
 from .subjects import Subject, find
-from .weights import lerp
+from .weights import Weights, lerp
 
 ALPHAS = tuple(step / 8 for step in range(9))
 """0, 0.125, ..., 1: where curves are drawn and compared"""
+
+
+class Line:
+    """The straight line of weights between two models, and one predictor that walks on it.
+
+    Args:
+        zero_shot: The start of the fine-tuning; its copy gets the zero-shot head if `tuned` has
+            a head.
+        tuned: Its end.
+
+    Raises:
+        WeightsError: If the ends do not fit together.
+    """
+
+    def __init__(self, zero_shot: Predictor, tuned: Predictor) -> None:
+        # The ends may have been given heads, so they are taken from the merge, not from the
+        # arguments.
+        self.moving = wise_ft(zero_shot, tuned, 0.0)
+        self.start = {name: value.clone() for name, value in self.moving.state_dict().items()}
+        self.end = wise_ft(zero_shot, tuned, 1.0).state_dict()
+
+    def at(self, alpha: float) -> Callable[[], None]:
+        """Return what moves `moving` to (1 - alpha) start + alpha end."""
+        return lambda: self.put(lerp(self.start, self.end, alpha))
+
+    def put(self, weights: Weights) -> None:
+        """Give `moving` any weights of the same names."""
+        self.moving.load_state_dict(weights)
 
 
 def sweep(
@@ -56,24 +84,56 @@ def sweep(
         )
     if how is not None and how.runtime is not None:
         zero_shot, tuned = (end.to(how.runtime.device) for end in (zero_shot, tuned))
-    # The ends may have been given heads, so they are taken from the merge, not from the arguments.
-    moving = wise_ft(zero_shot, tuned, 0.0)
-    start = {name: value.clone() for name, value in moving.state_dict().items()}
-    end = wise_ft(zero_shot, tuned, 1.0).state_dict()
-
-    def move_to(alpha: float) -> Callable[[], None]:
-        def move() -> None:
-            moving.load_state_dict(lerp(start, end, alpha))
-
-        return move
-
-    moves = {alpha: move_to(alpha) for alpha in alphas}
+    line = Line(zero_shot, tuned)
+    moves = {alpha: line.at(alpha) for alpha in alphas}
     conditions = {"subject": subject or "predictor", "seed": seed}
-    found = evaluate_points(moving, moves, suite, how or How(), conditions=conditions)
+    found = evaluate_points(line.moving, moves, suite, how or How(), conditions=conditions)
     return {
         alpha: replace(scores, conditions={**scores.conditions, "alpha": alpha})
         for alpha, scores in found.items()
     }
+
+
+def zero_shot_of(subject: Subject) -> Subject:
+    """Return the pre-trained model that a training run started from.
+
+    Raises:
+        RunError: If it is no training run.
+    """
+    recipe = None if subject.run is None else document(subject.run)
+    if recipe is None or "method" not in recipe:
+        raise RunError(
+            f"{subject.name} is not a training run, so it has no line to its pre-trained model. "
+            "Sweep the run that was trained, or merge two models: perdure merge wise-ft A B."
+        )
+    return Subject(recipe["model"]["name"], recipe["model"].get("weights"))
+
+
+def ends(subject: Subject) -> tuple[Predictor, Predictor]:
+    """Load both ends of a training run's line: its pre-trained model and the run itself.
+
+    Raises:
+        RunError: If it is no finished training run.
+        WeightsError: If the model is unknown or files are damaged.
+    """
+    start = zero_shot_of(subject)
+    tuned = tuned_end(subject)
+    return start.predictor(), tuned
+
+
+def tuned_end(subject: Subject) -> Predictor:
+    """Load a training run, with the modules it has added, if any, folded at full strength.
+
+    The place on the line is their strength: folded at alpha they are (1 - alpha) zero-shot +
+    alpha times this.
+
+    Raises:
+        RunError: If it is not finished.
+        WeightsError: If files are damaged.
+    """
+    assert subject.run is not None
+    found = Run(subject.run).predictor()
+    return found.fold(1.0 if found.surgeries else None)
 
 
 def sweep_run(
@@ -91,19 +151,10 @@ def sweep_run(
         RunError: If it is no finished training run.
         WeightsError: As `sweep`.
     """
-    from .zoo import load
-
     suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
     subject = find(run)
-    recipe = None if subject.run is None else document(subject.run)
-    if subject.run is None or recipe is None or "method" not in recipe:
-        raise RunError(
-            f"{subject.name} is not a training run, so it has no line to its pre-trained model. "
-            "Sweep the run that was trained, or merge two models: perdure merge wise-ft A B."
-        )
-    tuned = subject.predictor()
-    model = recipe["model"]
-    zero_shot = load(model["name"], model.get("weights"))
+    zero_shot, tuned = ends(subject)
+    assert subject.run is not None
     found = sweep(
         zero_shot,
         tuned,

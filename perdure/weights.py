@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -204,6 +205,16 @@ def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) ->
         return float(shares[k])
 
     return share
+
+
+def hash_of_weights(weights: Weights) -> str:
+    """Return a hash of the names, types, shapes and values of tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Snapshot(nn.Module):

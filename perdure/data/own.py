@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,16 +113,18 @@ def own_templates(root: Path | None) -> tuple[str, ...]:
 
 
 def decode(file: Path) -> Tensor:
-    """Decode a picture as its camera was held, (3, H, W), uint8, RGB.
+    """Decode a picture as its camera was held, (3, H, W), uint8, RGB; of several frames the first.
 
     Raises:
         DataError: If the file is missing, damaged or of another format.
     """
     try:
-        with Image.open(file, formats=FORMATS) as opened:
+        with open_picture(file) as opened:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits; pillow would cut off, not scale
-                picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+                picture = _eight_bits(np.asarray(picture))
+            elif picture.mode == "F":
+                raise ValueError("its pixels are real numbers, whose range nobody knows")
             pixels = np.array(picture.convert("RGB"))
     except Exception as error:  # pillow's decoders raise whatever they meet
         reason = str(error).strip() or type(error).__name__
@@ -128,6 +133,22 @@ def decode(file: Path) -> Tensor:
             f"{', '.join(FORMATS)} files. Replace it, or take it out of the data."
         ) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def open_picture(file: Path) -> Iterator[Image.Image]:
+    """Open a picture; pillow refuses those of more than 179 million pixels, and is right."""
+    with warnings.catch_warnings():
+        # From half that size on it warns, with lines that say nothing about the file.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as opened:
+            yield opened
+
+
+def _eight_bits(pixels: NDArray[Any]) -> Image.Image:
+    if pixels.size and not 0 <= pixels.min() <= pixels.max() < 1 << 16:
+        raise ValueError(f"its pixels go from {pixels.min()} to {pixels.max()}, not 0 to 65535")
+    return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
 def _few(listing: Listing, shots: int, seed: int) -> NDArray[np.int64]:

@@ -172,8 +172,8 @@ def test_a_result_cut_short_is_refused(perdure: Perdure, copy: Path, cut: int) -
 
 def test_a_result_of_a_newer_format_is_refused(perdure: Perdure, copy: Path) -> None:
     file = copy / "finished" / "predictor" / "predictor.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    refused(perdure, copy, "eval", "finished", says=("has format 2", "reads format 1"))
+    file.write_text(file.read_text().replace('"format": 1', '"format": 3'))
+    refused(perdure, copy, "eval", "finished", says=("has format 3", "reads formats 1 and 2"))
 
 
 def test_a_recipe_with_a_key_of_a_newer_version_is_refused(perdure: Perdure, copy: Path) -> None:

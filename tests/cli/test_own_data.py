@@ -165,3 +165,21 @@ def test_own_needs_a_place(perdure: Perdure, tmp_path: Path) -> None:
         assert answer.code == 2, arguments
         assert "root" in answer.err or "--data" in answer.err or "directory" in answer.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_own_data_calibrate_a_run_unless_nothing_is_wrong_with_them(
+    perdure: Perdure, pictures: Path
+) -> None:
+    kept = perdure("eval", "perdure-tiny", "--suite", "own", "--data", pictures, "--out", "zero")
+    assert kept.code == 0, kept.err
+    arguments = ("calibrate", "zero", "--suite", "own", "--data", pictures, "--json")
+    refused = perdure(*arguments)
+    assert refused.code == 2
+    assert "all 6 pictures of `val` are classified correctly" in " ".join(refused.err.split())
+    assert not Path("zero/calibration.json").exists()
+    draw(pictures / "val" / "green_leaf" / "wrong.png", COLOURS["red_cup"], 0)
+    fitted = perdure(*arguments)
+    assert fitted.code == 0, fitted.err
+    found = json.loads(fitted.out)
+    assert (found["suite"], found["split"], found["n"]) == ("own", "val", 7)
+    assert found["nll_after"] <= found["nll_before"]

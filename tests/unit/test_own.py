@@ -93,6 +93,14 @@ def test_undivided_folders_hold_out_a_part_that_stays_the_same(tmp_path: Path) -
     assert find_own(tmp_path).listing("val") == find_own(tmp_path).listing("val")
 
 
+def test_single_pictures_leave_nothing_to_hold_out(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        draw(tmp_path / name / "1.png")
+    assert len(open_dataset("own", "train", tmp_path)) == 2
+    assert "'val'" in (message := refusal(tmp_path, "val"))
+    assert "none has two" in message
+
+
 def test_shots_are_a_seeded_subset(tmp_path: Path) -> None:
     for name in ("a_b", "c"):
         for number in range(10 if name == "c" else 2):

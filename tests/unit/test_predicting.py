@@ -250,3 +250,45 @@ def test_wrong_files_of_names(tmp_path, name, text, word):
         (tmp_path / name).write_bytes(text)
     with pytest.raises(DataError, match=word):
         read_list(tmp_path / name, "classes")
+
+
+def test_kinds_of_pictures_that_pillow_would_turn_into_other_numbers(tmp_path):
+    deep = np.full((40, 40), 40_000, dtype=np.uint16)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(deep).save(tmp_path / name)
+        assert unlabelled((tmp_path / name,)).image(0).unique().tolist() == [40_000 // 256]
+    Image.fromarray(np.full((40, 40), 70_000, dtype=np.int32)).save(tmp_path / "wide.tif")
+    Image.fromarray(np.full((40, 40), 0.5, dtype=np.float32)).save(tmp_path / "real.tif")
+    Image.new("RGB", (40, 40)).save(tmp_path / "printed.eps")  # its decoder runs a program
+    (tmp_path / "printed.eps").rename(tmp_path / "printed.png")
+    for name in ("wide.tif", "real.tif", "printed.png"):
+        with pytest.raises(DataError, match=rf"cannot read the picture .*{name}"):
+            unlabelled((tmp_path / name,)).image(0)
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    for name in ("film.gif", "film.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert unlabelled((tmp_path / name,)).image(0)[:, 20, 20].tolist() == [255, 0, 0]
+
+
+def test_what_systems_keep_beside_pictures_is_passed_over(tmp_path, pictures):
+    before = find_pictures([pictures])
+    (pictures / "._a.jpg").write_bytes(b"of a Mac")
+    (pictures / ".thumbnails").mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / ".thumbnails" / "a.png")
+    assert find_pictures([pictures]) == before
+    hidden = tmp_path / ".hidden"
+    pictures.rename(hidden)
+    assert len(find_pictures([hidden])) == len(before)
+
+
+def test_a_very_large_picture_warns_nobody_and_a_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (150, 100)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    assert unlabelled((tmp_path / "large.png",)).image(0).shape == (
+        3,
+        100,
+        150,
+    )  # warnings are errors
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7_000)
+    with pytest.raises(DataError, match=r"large\.png .*exceeds limit"):
+        unlabelled((tmp_path / "large.png",)).image(0)

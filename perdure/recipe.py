@@ -95,6 +95,8 @@ class OptimSpec(_Table):
     """Share of the run in which the rate rises"""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps in which the rate rises, instead of a share"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the rate goes on after the warm-up: along half a cosine to 0, or as it is"""
     clip_norm: Positive | None = None
     """Largest norm of the (unscaled) gradient; None, as published by TRACER, does not clip"""
 

@@ -186,6 +186,17 @@ def test_dropping_depends_on_seed_and_step_and_not_on_the_process(mode: Any) -> 
     assert not torch.equal(first, torch.cat(masks(1, 6, noise=0)))
 
 
+def test_first_weights_depend_on_the_seed_and_not_on_the_process() -> None:
+    starts = []
+    for seed, noise in ((1, 0), (1, 99), (2, 0)):
+        torch.manual_seed(noise)
+        learner = build(RAdapter(rank_image=4, rank_text=4), seed=seed)
+        starts.append(torch.cat([value.flatten() for value in learner.student.added().values()]))
+        assert torch.initial_seed() == noise
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
 def test_without_dropping_and_in_evaluation_nothing_is_drawn() -> None:
     off, on = build(RAdapter(drop=0)), build(RAdapter(drop=0.5))
     with recorded_masks(off.student.clip) as found:

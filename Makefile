@@ -58,6 +58,8 @@ results: $(VENV)/installed ## Write docs/results.md again (hours; resumable)
 
 bench: $(VENV)/installed ## Compare the cost of steps with the published codes' pattern (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.head
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory
 
 build: $(VENV)/installed-dev ## Build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

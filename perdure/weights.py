@@ -194,7 +194,7 @@ def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) ->
     alpha = (4.0 * time * (1.0 - time)) ** (beta - 1.0)
     mass = np.cumsum(alpha)
     # Very large beta underflows at the start, where the next update then takes all the mass.
-    shares = np.divide(alpha, mass, out=np.ones_like(alpha), where=mass > 0).tolist()
+    shares = np.divide(alpha, mass, out=np.ones_like(alpha), where=mass > 0)
 
     def share(k: int) -> float:
         if not 1 <= k <= updates:

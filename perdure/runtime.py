@@ -197,11 +197,9 @@ def _find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:  # not even a name; its text lists kinds that nobody has
         device = torch.device("meta")
-    missing = (
-        device.type not in ("cpu", "cuda", "mps")
-        or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count())
-        or (device.type == "mps" and not torch.backends.mps.is_available())
-    )
+    missing = device.type not in ("cpu", "cuda", "mps")
+    missing |= device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    missing |= device.type == "mps" and not torch.backends.mps.is_available()
     if missing:
         raise RunError(
             f"the device is {name!r}, but this machine has no such device that perdure uses "

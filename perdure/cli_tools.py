@@ -111,11 +111,13 @@ def predict(
         hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
         raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
     from .data.class_names import read_list
-    from .files import write_text
+    from .files import require_writable, write_text
     from .predicting import find_pictures, predict_files
     from .prediction import How
     from .runtime import Runtime
 
+    if out is not None:
+        require_writable(out)
     names = None if classes is None else read_list(classes, "classes")
     prompts = None if templates is None else read_list(templates, "templates")
     files = find_pictures(images)

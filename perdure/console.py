@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.")]
 """Options that several verbs share"""
 
 QUIET = 10.0

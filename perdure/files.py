@@ -7,7 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -66,6 +68,20 @@ def whole_directory(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def require_writable(path: Path) -> None:
+    """Find out, before hours of work, whether a file can be written at `path`.
+
+    Raises:
+        RunError: If it cannot, or there is a directory.
+    """
+    with reported(path):
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a directory")
+        beside = next(place for place in path.absolute().parents if place.exists())
+        with TemporaryFile(dir=beside):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:

@@ -21,8 +21,8 @@ PATIENCE = 5.0
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable with the file that torchrun quotes when it says which process failed"""
 
-_LOST = ("gloo", "nccl", "socket", "connection", "store")
-"""Words of the errors that torch raises where another process has gone"""
+_LOST = ("gloo", "nccl")
+"""What carries messages between processes, and is named where that fails"""
 
 
 def world_size() -> int:
@@ -37,7 +37,9 @@ def is_main() -> bool:
 
 def has_lost_contact(error: RuntimeError) -> bool:
     """Return whether an error only tells that another process of this run has ended."""
-    return world_size() > 1 and any(word in str(error).lower() for word in _LOST)
+    # torch has types of its own for some of them, DistNetworkError and others.
+    named = type(error).__name__.startswith("Dist")
+    return world_size() > 1 and (named or any(word in str(error).lower() for word in _LOST))
 
 
 def may_speak(*, at_once: bool) -> bool:

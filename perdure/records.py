@@ -257,7 +257,9 @@ def expand(paths: Sequence[Path]) -> list[Path]:
         found = [path] if is_run(path) else runs_in(path)
         if not found:
             reason = "does not exist" if not path.exists() else "has no recipe.yaml or merge.yaml"
-            near = hint(path.name, [one.name for one in path.parent.glob("*/")])
+            near = hint(
+                path.name, [one.name for one in path.parent.glob("*/") if one.name != path.name]
+            )
             raise RunError(
                 f"{path} is not a run directory: it {reason}; {near}"
                 "name a directory written by perdure train or perdure merge."

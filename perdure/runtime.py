@@ -193,13 +193,16 @@ def _find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    device = torch.device(name)
-    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # not even a name; its text lists kinds that nobody has
+        device = torch.device("meta")
+    missing = device.type not in ("cpu", "cuda", "mps")
+    missing |= device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    missing |= device.type == "mps" and not torch.backends.mps.is_available()
     if missing:
         raise RunError(
-            f"run.device is {name!r}, but this machine has no such device "
+            f"the device is {name!r}, but this machine has no such device that perdure uses "
             f"({torch.cuda.device_count()} CUDA devices seen); use 'auto' or 'cpu'."
         )
     if device.type == "cuda":

@@ -58,17 +58,17 @@ dataset = open_dataset("emojishift", "train", shots=1, seed=0)
 templates = ("a photo of a {}", "an image of the {}")
 jobs = [(number, table, size) for number, table in enumerate(tables) for size in (33, 79)]
 for number, table, size in jobs:
-    spec = OptimSpec(optimizer="sgd", lr=0.02, batch_size=size, steps=4, weight_decay=0.01)
+    spec = OptimSpec(optimizer="sgd", lr=0.02, batch_size=size, steps=3, weight_decay=0.01)
     student = zoo.random_clip()
     loader = Loader(
         dataset, student.preprocess, student.tokenizer, templates, batch_size=size, seed=0,
         augment="flip-shift", trim=student.trim, rank=runtime.rank, world_size=runtime.world_size,
     )
-    context = Context(4, dataset.classes, templates, zoo.random_clip)
+    context = Context(3, dataset.classes, templates, zoo.random_clip)
     learner = parse_method(table).build(student, context).train()
-    optimizer, schedule = optim.make(learner, spec, 4)
+    optimizer, schedule = optim.make(learner, spec, 3)
     found = {}
-    for tick in steps(learner, loader.batches(0, 4), optimizer, schedule, runtime):
+    for tick in steps(learner, loader.batches(0, 3), optimizer, schedule, runtime):
         for name, parameter in learner.named_parameters():
             if parameter.grad is not None:
                 found[f"gradient {tick.step} {name}"] = parameter.grad.clone().numpy()
@@ -126,7 +126,8 @@ def test_gradients_terms_and_weights_are_those_of_one_process(
 ) -> None:
     one, two = (dict(np.load(outputs[count] / f"{number}-{size}.npz")) for count in (1, 2))
     assert one.keys() == two.keys()
-    assert any(name.startswith("gradient 3 ") for name in one)  # after the short batch
+    short = 3 if size == 33 else 2
+    assert any(name.startswith(f"gradient {short} ") for name in one)
     for name, value in one.items():
         size = max(1.0, float(np.abs(value).max()))
         assert np.abs(value - two[name]).max() <= 1e-5 * size, name

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from perdure import processes
 from perdure.cli import main
@@ -77,7 +78,8 @@ def test_only_several_processes_lose_contact(monkeypatch: pytest.MonkeyPatch) ->
     assert not processes.has_lost_contact(error)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert processes.has_lost_contact(error)
-    assert not processes.has_lost_contact(RuntimeError("shape '[0, -1]' is invalid"))
+    assert processes.has_lost_contact(torch.distributed.DistNetworkError("timed out"))
+    assert not processes.has_lost_contact(RuntimeError("this cannot be restored"))
 
 
 @pytest.mark.usefixtures("second")

@@ -97,8 +97,12 @@ def train(
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
     data = plans[0][1].data
-    suite = f"own --data {data.root}" if data.name == "own" else "emojishift"
-    emit(f"Next: perdure eval {out} --suite {suite}")
+    emit(f"Next: perdure eval {out} --suite {_suite_of(data.name, data.root)}")
+
+
+def _suite_of(data: str | None, root: object) -> str:
+    """Return what follows `--suite` for a model that was trained on these data."""
+    return f"own --data {root}" if data == "own" else "emojishift"
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -273,7 +277,11 @@ def merge(
 
     parts: Sequence[float] | None = None if shares is None else numbers(shares, float, "--shares")
     carry_out("wise-ft" if kind == "wise-ft" else "soup", inputs, out, alpha=alpha, shares=parts)
+    made = document(out)
     if json:
-        emit_json({"path": str(out), **document(out)})
+        emit_json({"path": str(out), **made})
         return
-    emit(f"Wrote {out}\nNext: perdure eval {out} --suite emojishift")
+    recipes = [one["recipe"] for one in made["inputs"] if "recipe" in one]
+    data = recipes[0]["data"] if recipes else {}
+    suite = _suite_of(data.get("name"), data.get("root"))
+    emit(f"Wrote {out}\nNext: perdure eval {out} --suite {suite}")

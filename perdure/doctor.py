@@ -28,6 +28,7 @@ NEEDED = (
 
 OPTIONAL: dict[str, str] = {
     "transformers": "text towers and tokenisers of Hugging Face, such as SigLIP's",
+    "peft": "writing and checking folders of the peft library (pip install 'perdure[peft]')",
     "resvg_py": "rebuilding the sprites of EmojiShift (pip install 'perdure[world]')",
 }
 """Distributions that some things need, and what for"""

@@ -25,6 +25,7 @@ from PIL import Image
 
 from perdure.data.captions import corpus
 from perdure.data.sprites import ATLAS, CONCEPTS, SIZE, VENDORS, VOCABULARY
+from perdure.extras import require
 
 PACKAGES = {
     "noto": "noto-1.2.9",
@@ -57,6 +58,7 @@ def rasterise(body: str, width: int, height: int) -> NDArray[np.uint8]:
     Returns:
         Premultiplied RGBA, (SIZE, SIZE, 4).
     """
+    require("resvg_py", "drawing the sprites")
     import resvg_py
 
     svg = (

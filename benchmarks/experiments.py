@@ -36,10 +36,13 @@ class Plan(NamedTuple):
     """Method whose run it starts from"""
     sweep: bool = True
     """Whether its weights can be interpolated with the start"""
+    fixed: tuple[str, ...] = ()
+    """Overrides of every run; adapters are tuned and listed at full strength"""
 
 
 CONTRASTIVE = (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3)
 TOWER = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+FULL_STRENGTH = ("method.alpha=1",)
 
 PLANS = {
     "flyp": Plan(CONTRASTIVE),
@@ -56,8 +59,12 @@ PLANS = {
         TOWER, head_factor=10, knob="method.strength", values=(0.01, 0.003, 0.03, 0.1, 0.3, 1.0)
     ),
     "lp-ft": Plan(TOWER, head_factor=10, init="lp"),
+    "radapter": Plan((2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2), fixed=FULL_STRENGTH),
+    "radapter-low-rank": Plan((4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2), fixed=FULL_STRENGTH),
+    "lora": Plan((7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2), fixed=FULL_STRENGTH),
+    "lora-mpm": Plan((7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2), fixed=FULL_STRENGTH),
 }
-SECOND = ("ft", "flyp", "wma-sd", "tracer")
+SECOND = ("ft", "flyp", "wma-sd", "tracer", "radapter", "lora-mpm")
 """Methods that are also run on the second checkpoint"""
 
 
@@ -77,7 +84,7 @@ def settings_of(
     """Return the overrides that make a recipe into one run."""
     plan = PLANS[name]
     settings = [f"optim.lr={rate}", f"seed={seed}", f"model.name={CHECKPOINTS[checkpoint]}"]
-    settings += ["run.threads=1", "run.device=cpu", *extra]
+    settings += ["run.threads=1", "run.device=cpu", *plan.fixed, *extra]
     if plan.head_factor is not None:
         settings.append(f"optim.head_lr={rate * plan.head_factor}")
     if init is not None:

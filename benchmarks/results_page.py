@@ -25,7 +25,9 @@ DRAWN = ("ft", "lp-ft", "flyp", "carot", "wma-sd", "tracer")
 LABELS = {
     "zero-shot": "zero-shot", "ft": "FT", "lp": "LP", "lp-ft": "LP-FT", "l2sp": "L2-SP",
     "flyp": "FLYP", "carot": "CaRot", "static-sd": "static SD", "ema-sd": "EMA-SD",
-    "wma-sd": "WMA-SD", "tracer": "TRACER",
+    "wma-sd": "WMA-SD", "tracer": "TRACER", "radapter": "R-Adapter, full rank",
+    "radapter-low-rank": "R-Adapter, rank 16", "lora": "LoRA, FLYP loss",
+    "lora-mpm": "LoRA, MPM-NCE",
 }  # fmt: skip
 
 
@@ -236,7 +238,7 @@ def main_rows(runs: Sequence[Runs], start: Record) -> list[list[str]]:
     before = summary(start.splits)
     own = [cell(over_seeds([start.splits[split]["accuracy"]])) for split in ("id", *SHIFTS)]
     words = [f"{100 * before[word]:.1f}" for word in ("ood", "art", "ece_id", "ece_ood")]
-    rows = [["zero-shot", "-", "-", *own, *words, "0.0", "-"]]
+    rows = [["zero-shot", "-", "-", "0", *own, *words, "0.0", "-"]]
     for one in runs:
         seconds = over_seeds([record.seconds for record in one.records]).mean
         lost = over_seeds([before["ood"] - summary(r.splits)["ood"] for r in one.records])
@@ -245,6 +247,7 @@ def main_rows(runs: Sequence[Runs], start: Record) -> list[list[str]]:
                 LABELS[one.name],
                 f"{one.rate:g}",
                 str(len(one.records)),
+                f"{one.records[0].trainable or 0:,}",
                 *(cell(one.split(split)) for split in ("id", *SHIFTS)),
                 *(cell(one.word(word)) for word in ("ood", "art", "ece_id", "ece_ood")),
                 cell(lost),
@@ -255,7 +258,8 @@ def main_rows(runs: Sequence[Runs], start: Record) -> list[list[str]]:
 
 
 MAIN = [
-    "method", "rate", "seeds", "ID", *SHIFTS, "OOD", "art", "ECE ID", "ECE OOD", "forgetting", "s",
+    "method", "rate", "seeds", "trainable", "ID", *SHIFTS, "OOD", "art", "ECE ID", "ECE OOD",
+    "forgetting", "s",
 ]  # fmt: skip
 
 
@@ -331,8 +335,9 @@ def intro(open_ends: int) -> str:
         "Written by `make results` (`python -m benchmarks.results`, resumable); not edited by hand."
         f"{left} World version {VERSION}, checkpoints and their hashes: "
         "[benchmark.md](benchmark.md). All trained models: 80 classes, 16 images each, AdamW, "
-        "weight decay 0.1 (LP and L2-SP: 0), batch 64, 10 epochs (200 steps; LP 20 epochs), flips "
-        "and shifts of up to 2 pixels; evaluation with five prompts averaged.\n\n"
+        "weight decay 0.1 (LP, L2-SP and adapters: 0), batch 64, 10 epochs (200 steps; "
+        "LP 20 epochs), flips and shifts of up to 2 pixels; evaluation with five prompts "
+        "averaged.\n\n"
         "Numbers are accuracies and errors in per cent: mean ± sample standard deviation over "
         "fine-tuning seeds (data and order). Intervals in brackets are 95 % bootstrap intervals "
         "over test images, paired by image, 2,000 draws; they do not cover the choice of seeds. "
@@ -360,7 +365,8 @@ def chosen(choices: Mapping[str, Choice]) -> str:
         "(n = 1,200) only: of a grid of factor 2 the smallest learning rate whose `val` accuracy "
         "is within one standard error of the best; then, at that rate, the further setting with "
         "the largest mean of both. Candidates as rate (/ setting): `val` / `val_shift` accuracy. "
-        "The head's rate is ten times the rate (FT, L2-SP, LP-FT).\n\n"
+        "The head's rate is ten times the rate (FT, L2-SP, LP-FT). Adapters and LoRA are chosen "
+        "and listed at full strength, alpha 1; their WiSE-FT curve is their re-scaling.\n\n"
         + table(["method", "chosen", "candidates"], rows)
     )
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from . import __version__, metrics
-from .data.suites import Suite
+from .data.suites import SUITES, Suite
 from .data.suites import suite as find_suite
-from .errors import RunError
+from .errors import DataError, RunError
 from .files import read_json, write_json
 from .prediction import How, gather, open_validation, stay
-from .subjects import Subject, find, hash_of_file
+from .recipe import DataSpec
+from .subjects import Subject, find, hash_of_result, trained_on
 
 FORMAT = 1
 """Version of the file; raised when an older reader would misunderstand it."""
 
 FILE = "calibration.json"
 
-WEIGHTS = "predictor/predictor.safetensors"
+
+DEFAULT = "emojishift"
+"""Suite whose task is calibrated where a merge result has no training of its own"""
+
+OWN = "own"
+"""Name of a person's own pictures, as data and as suite"""
 
 Classifier = Literal["head", "text"]
 """What scores: the linear head, or the text tower; each has a temperature of its own"""
@@ -49,35 +55,48 @@ class Calibration:
     """In [0, 1], 15 bins"""
     ece_after: float
     predictor_sha256: str
-    """Of predictor/predictor.safetensors, so that other weights are noticed"""
+    """Of the result in predictor/, so that other weights are noticed"""
 
 
 def calibrate(
-    run: Subject | Path | str, suite: Suite | str = "emojishift", how: How | None = None
+    run: Subject | Path | str, suite: Suite | str | None = None, how: How | None = None
 ) -> Calibration:
     """Fit a run's temperature on its task's `val` split and store it as RUN/calibration.json.
 
     Args:
         run: A finished run or a merge result.
-        suite: Names the task; none of its own splits is looked at.
-        how: Data, device, number of images.
+        suite: Names the task; none of its own splits is looked at. None for the task that the run
+            was trained on.
+        how: Data, device, number of images. Without a root, own data are where the run's recipe
+            says.
 
     Raises:
         RunError: If it is not a finished run, or the file cannot be written.
-        DataError: If the suite is unknown, has no split of the task itself, or data are missing.
+        DataError: If the suite is unknown, has no split of the task itself, data are missing, or
+            every image is classified correctly, so that no temperature is the best.
         WeightsError: If a logit is not finite.
     """
-    chosen = find_suite(suite) if isinstance(suite, str) else suite
     how = how or How()
+    if isinstance(suite, str) and suite != OWN:
+        suite = find_suite(suite, how.root)
     subject = find(run)
     if subject.run is None:
         raise RunError(
             f"{subject.name} is not a run, so there is no place to keep a temperature. Make it one "
-            f"with: perdure eval {subject.name} --suite {chosen.name} --out RUN"
+            f"with: perdure eval {subject.name} --out RUN"
         )
+    chosen, root = _task(subject, suite, how.root)
+    how = replace(how, root=root)
     unit = open_validation(chosen, how)
     predictor = subject.predictor()
     logits, labels = gather(predictor, {0.0: stay}, unit, how)[0.0]
+    if metrics.top1(logits, labels) == 1.0:
+        # The likelihood then only grows with sharpness, and has no best temperature.
+        raise DataError(
+            f"all {len(labels)} pictures of `val` are classified correctly, so no temperature can "
+            "be fitted: every sharper one looks better. Add pictures to `val`, harder ones too; "
+            "without calibration the probabilities stay as the model gives them."
+        )
     temperature = metrics.fit_temperature(logits, labels)
     scaled = logits / np.float32(temperature)
     inside = next(split for split in chosen.splits if split.role in ("id", "base"))
@@ -94,12 +113,54 @@ def calibrate(
         nll_after=metrics.nll(scaled, labels),
         ece_before=metrics.ece(logits, labels),
         ece_after=metrics.ece(scaled, labels),
-        predictor_sha256=hash_of_file(subject.run / WEIGHTS),
+        predictor_sha256=hash_of_result(subject.run),
     )
     if how.runtime is None or how.runtime.is_main:
         record = {"format": FORMAT, "perdure": __version__, **asdict(found)}
         write_json(subject.run / FILE, record)
     return found
+
+
+def _task(
+    subject: Subject, suite: Suite | str | None, root: Path | None
+) -> tuple[Suite, Path | None]:
+    """Return the suite whose task is calibrated, and where its data are."""
+    if isinstance(suite, Suite):
+        return suite, root
+    data = trained_on(subject)
+    name = suite or (DEFAULT if data is None else _suite_of(data))
+    if name == OWN and data is not None and data.name == OWN:
+        root = root or _place(data, subject)
+    return find_suite(name, root), root
+
+
+def _place(data: DataSpec, subject: Subject) -> Path | None:
+    """Return where the recipe says that own data are.
+
+    Raises:
+        DataError: If there is nothing any more.
+    """
+    if data.root is not None and not data.root.expanduser().exists():
+        raise DataError(
+            f"{data.root}, the data that {subject.name} was trained on, is not there (any more, or "
+            "seen from this directory); add --data ROOT with the place where it is now."
+        )
+    return data.root
+
+
+def _suite_of(data: DataSpec) -> str:
+    """Return the suite that scores the classes a run was trained on, and not their `val` split."""
+    if data.name == OWN:
+        return OWN
+    for entry in SUITES.values():
+        for split in entry.splits:
+            trained = (split.dataset, split.classes) == (data.name, data.classes)
+            if trained and split.role in ("id", "base") and split.split != "val":
+                return entry.name
+    raise DataError(
+        f"no suite scores data {data.name!r} with classes {data.classes!r}, so the task has to be "
+        f"named: add --suite NAME, one of {', '.join(SUITES)}."
+    )
 
 
 def classifier_of(trained: tuple[str, ...], names: tuple[str, ...]) -> Classifier:
@@ -128,6 +189,6 @@ def stored(subject: Subject) -> Calibration | None:
         whole = False
     if not whole:
         raise RunError(f"{path} is damaged: it holds no temperature in [0.01, 100]; {again}")
-    if found.predictor_sha256 != hash_of_file(subject.run / WEIGHTS):
+    if found.predictor_sha256 != hash_of_result(subject.run):
         raise RunError(f"{path} was fitted to other weights than those in predictor/; {again}")
     return found

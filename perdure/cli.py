@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_show, cli_tools, cli_work
+from . import cli_show, cli_study, cli_tools, cli_work, processes
 from .console import emit, print_error
 from .errors import PerdureError
+from .processes import Termination
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,12 +25,26 @@ app = typer.Typer(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on end with 2 and no traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files may hold bytes that are no UTF-8; they are printed as they are.
+        sys.stdout.reconfigure(errors="surrogateescape")
+    with Termination():
+        _run(None if arguments is None else list(arguments))
+
+
+def _run(arguments: list[str] | None) -> None:
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="perdure")
+        if processes.is_main():
+            app(args=arguments, prog_name="perdure")
+        # Outside the mode that prints errors of usage; the main process prints the same ones.
+        sys.exit(app(args=arguments, prog_name="perdure", standalone_mode=False))
     except PerdureError as error:
-        print_error(str(error))
         signal = getattr(error, "number", None)  # set where a training was interrupted and saved
-        sys.exit(2 if signal is None else 128 + int(signal))
+        if signal is None:
+            _fail(str(error))
+        if processes.is_main():
+            print_error(str(error))
+        sys.exit(128 + int(signal))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -39,8 +55,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # What no verb foresees: a name that is too long, a directory that may not be looked into.
         if error.filename is None:
             raise
-        print_error(f"cannot use {error.filename} ({error.strerror}); name another path.")
-        sys.exit(2)
+        _fail(f"cannot use {error.filename} ({error.strerror}); name another path.")
+    except RuntimeError as error:
+        if not processes.has_lost_contact(error):
+            raise
+        _fail(
+            "another process of this run has ended, so this one ends too; it or the launcher says "
+            "why. Start all of them again, a training with --resume.",
+            at_once=False,
+        )
+    except Exception as error:
+        # Outside the standalone mode, which only the main process has; see above.
+        if processes.is_main() or not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())
+
+
+def _fail(message: str, *, at_once: bool = True) -> NoReturn:
+    """Print an error, once for all processes that meet it, and end with 2."""
+    if processes.may_speak(at_once=at_once):
+        print_error(message)
+        processes.tell_launcher(message)
+    sys.exit(2)
 
 
 def _version(asked: bool) -> None:
@@ -57,8 +93,17 @@ def perdure(
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="First import methods of your own."),
+    ] = None,
 ) -> None:
     """Fine-tune CLIP models and keep what they knew."""
+    if modules:
+        from .method import import_methods
+
+        for module in modules:
+            import_methods(module)
 
 
 def _examples(*lines: str) -> str:
@@ -76,6 +121,7 @@ app.command(
         "perdure train emojishift/flyp --out runs/flyp --set optim.lr=1e-4 --seeds 0,1,2",
         "perdure train my-recipe.yaml --out runs/mine --dry-run",
         "perdure train my-recipe.yaml --out runs/mine --resume",
+        "perdure --import my_method train my-recipe.yaml --out runs/mine",
     )
 )(cli_work.train)
 app.command(
@@ -118,7 +164,7 @@ app.command(
 app.command(
     epilog=_examples(
         "perdure calibrate runs/tracer",
-        "perdure calibrate runs/tracer --suite emojishift --json",
+        "perdure calibrate runs/mine --data elsewhere/pictures --json",
     )
 )(cli_tools.calibrate)
 app.command(
@@ -130,3 +176,17 @@ app.command(
     )
 )(cli_tools.export)
 app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)
+app.command(
+    epilog=_examples(
+        "perdure alpha runs/flyp",
+        "perdure alpha runs/flyp --method leave_concepts_out --splits 3 --out runs/flyp-merged",
+        "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
+    )
+)(cli_study.alpha)
+app.command(
+    epilog=_examples(
+        "perdure ablate emojishift/tracer --grid method.beta=0.5,1 --seeds 0,1,2 --out runs/beta",
+        "perdure ablate emojishift/flyp --grid optim.lr=1e-4,3e-4 --grid alpha=0.5,1 --out runs/x",
+        "perdure ablate emojishift/tracer --preset tracer --out runs/terms --plan",
+    )
+)(cli_study.ablate)

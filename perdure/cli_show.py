@@ -130,9 +130,9 @@ def list_names(
 def _known(what: str) -> list[tuple[str, str]]:
     """Return names and summaries of one kind; imports no torch."""
     if what == "methods":
-        from .method import METHODS
+        from .method import known_methods
 
-        return [(name, entry.summary) for name, entry in METHODS.items()]
+        return [(name, entry.summary) for name, entry in known_methods().items()]
     if what == "recipes":
         from .documents import list_recipes
 

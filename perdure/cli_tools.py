@@ -22,6 +22,7 @@ from .console import (
     say,
 )
 from .errors import nearest
+from .processes import is_main
 
 if TYPE_CHECKING:
     from .preflight import Preflight
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 def dry_run(plans: list[tuple[Path, Recipe]], *, json: bool) -> None:
     """Look at the first steps of every planned run and print what they will train and need."""
     from .preflight import preflight
-    from .runtime import is_main
 
     main = is_main()  # under torchrun every process takes the steps
     documents = []
@@ -61,7 +61,8 @@ def _about(found: Preflight) -> str:
         *([f"Gradients that were zero everywhere: {', '.join(zero)}."] if zero else []),
         f"Memory: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser "
         f"{_size(memory.optimizer)}, snapshots {_size(memory.snapshots)}; together "
-        f"{_size(memory.known)} without activations.",
+        f"{_size(memory.known)}, and {_size(memory.activations)} of activations for the backward "
+        "pass (run.checkpointing keeps fewer).",
         *([f"Peak of this {memory.peak_of}: {_size(memory.peak)}."] if memory.peak else []),
         f"Time: {found.seconds_per_step:.3g} s per step x {found.total_steps} steps = "
         f"{clock(found.seconds)}, without validation.",
@@ -109,13 +110,16 @@ def predict(
     if form not in forms:
         hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
         raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
-    from .files import write_text
-    from .predicting import find_pictures, predict_files, read_names
+    from .data.class_names import read_list
+    from .files import require_writable, write_text
+    from .predicting import find_pictures, predict_files
     from .prediction import How
     from .runtime import Runtime
 
-    names = None if classes is None else read_names(classes, "classes")
-    prompts = None if templates is None else read_names(templates, "templates")
+    if out is not None:
+        require_writable(out)
+    names = None if classes is None else read_list(classes, "classes")
+    prompts = None if templates is None else read_list(templates, "templates")
     files = find_pictures(images)
     runtime = Runtime(device, threads=threads)
     try:
@@ -141,26 +145,25 @@ def predict(
 def calibrate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run or merge result.")],
     suite: Annotated[
-        str, typer.Option("--suite", metavar="NAME", help="Whose task; its `val` split is used.")
-    ] = "emojishift",
+        str | None,
+        typer.Option("--suite", metavar="NAME", help="Whose task; else that of the training."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="At most N images.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
+        Path | None,
+        typer.Option("--data", metavar="ROOT", help="Where the data are; else as in the training."),
     ] = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Fit a run's temperature on validation images.
+    """Fit a run's temperature on the `val` split of its task.
 
     Keeps it as RUN/calibration.json, where `perdure predict` finds it. No image that scores are
     reported on is looked at.
     """
-    from .data.suites import suite as find_suite
-
-    chosen = find_suite(suite)
     from .calibration import FILE
     from .calibration import calibrate as fit
     from .prediction import How
@@ -168,7 +171,7 @@ def calibrate(
 
     runtime = Runtime(device, threads=threads)
     try:
-        found = fit(run, chosen, How(root=data, limit=limit, runtime=runtime))
+        found = fit(run, suite, How(root=data, limit=limit, runtime=runtime))
     finally:
         runtime.close()
     if not runtime.is_main:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +12,9 @@ from .cli_tools import dry_run
 from .console import (
     Device,
     Json,
-    Meter,
     Threads,
     columns,
+    counter,
     emit,
     emit_json,
     meter,
@@ -23,6 +23,7 @@ from .console import (
     say,
 )
 from .errors import nearest
+from .processes import is_main
 
 if TYPE_CHECKING:
     from .evaluation import Scores
@@ -69,7 +70,7 @@ def train(
         ]
     # Only now, because it imports torch: a wrong recipe has been answered already.
     from .run import Run
-    from .runtime import Runtime, is_main
+    from .runtime import Runtime
     from .training import train as carry_out
 
     if not resume:
@@ -84,7 +85,7 @@ def train(
     try:
         with meter(len(plans)) as shown:
             for path, plan in plans:
-                count = _counter(shown, f"{path}:") if is_main() else None
+                count = counter(shown, f"{path}:") if is_main() else None
                 runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
     finally:
         group.close()
@@ -96,21 +97,12 @@ def train(
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
     data = plans[0][1].data
-    suite = f"own --data {data.root}" if data.name == "own" else "emojishift"
-    emit(f"Next: perdure eval {out} --suite {suite}")
+    emit(f"Next: perdure eval {out} --suite {_suite_of(data.name, data.root)}")
 
 
-def _counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
-    """Return what tells the meter about every training step; one run is one unit."""
-    done = 0.0
-
-    def count(tick: Any, total: int) -> None:
-        nonlocal done
-        shown.describe(phase, f"step {tick.step} of {total}")
-        shown.advance(tick.step / total - done)
-        done = tick.step / total
-
-    return count
+def _suite_of(data: str | None, root: object) -> str:
+    """Return what follows `--suite` for a model that was trained on these data."""
+    return f"own --data {root}" if data == "own" else "emojishift"
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -174,14 +166,14 @@ def evaluate(
 
     found = [one for name in subjects for one in find_all(name, weights)]
     runtime = Runtime(device, threads=threads)
-    if out is not None:
-        if runtime.is_main:
-            keep("zero-shot", found, out)
-        runtime.wait()
-        found = [find(out)]
     how = How(root=data, limit=limit, runtime=runtime)
     documents = []
     try:
+        if out is not None:
+            if runtime.is_main:
+                keep("zero-shot", found, out)
+            runtime.wait()
+            found = [find(out)]
         for one in found:
             document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
             documents.append(document)
@@ -285,7 +277,11 @@ def merge(
 
     parts: Sequence[float] | None = None if shares is None else numbers(shares, float, "--shares")
     carry_out("wise-ft" if kind == "wise-ft" else "soup", inputs, out, alpha=alpha, shares=parts)
+    made = document(out)
     if json:
-        emit_json({"path": str(out), **document(out)})
+        emit_json({"path": str(out), **made})
         return
-    emit(f"Wrote {out}\nNext: perdure eval {out} --suite emojishift")
+    recipes = [one["recipe"] for one in made["inputs"] if "recipe" in one]
+    data = recipes[0]["data"] if recipes else {}
+    suite = _suite_of(data.get("name"), data.get("root"))
+    emit(f"Wrote {out}\nNext: perdure eval {out} --suite {suite}")

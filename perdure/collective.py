@@ -45,6 +45,16 @@ def gather_labels(labels: Tensor) -> Tensor:
     return gather(labels)
 
 
+def first_row(x: Tensor) -> int:
+    """Return where this process's rows (B, ...) begin among those that `gather` would return."""
+    if not _several():
+        return 0
+    lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=x.device)
+    lengths[dist.get_rank()] = len(x)
+    dist.all_reduce(lengths)
+    return int(lengths[: dist.get_rank()].sum())
+
+
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

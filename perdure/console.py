@@ -17,11 +17,13 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from .processes import is_main
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
 ]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.")]
 """Options that several verbs share"""
 
 QUIET = 10.0
@@ -141,9 +143,22 @@ class _Lines:
         say(f"[{share:4.0%}] {self.phase} {self.detail}".rstrip() + f" ({clock(spent)}{left})")
 
 
+class _Nothing:
+    """No progress, for processes beside the main one."""
+
+    def describe(self, phase: str, detail: str = "") -> None:
+        pass
+
+    def advance(self, amount: float) -> None:
+        pass
+
+
 @contextmanager
 def meter(total: float) -> Iterator[Meter]:
     """Show progress over `total` units of work: a bar on a terminal, else a line now and then."""
+    if not is_main():
+        yield _Nothing()
+        return
     if not _on_terminal():
         yield _Lines(total)
         return
@@ -178,6 +193,19 @@ def meter(total: float) -> Iterator[Meter]:
                 bar.advance(task, amount)
 
         yield Bar()
+
+
+def counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
+    """Return what tells the meter about every training step; one run is one unit."""
+    done = 0.0
+
+    def count(tick: Any, total: int) -> None:
+        nonlocal done
+        shown.describe(phase, f"step {tick.step} of {total}")
+        shown.advance(tick.step / total - done)
+        done = tick.step / total
+
+    return count
 
 
 def clock(seconds: float) -> str:

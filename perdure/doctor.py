@@ -18,6 +18,8 @@ import torch
 from . import __version__, zoo
 from .data.datasets import DATASETS, templates_for
 from .errors import PerdureError
+from .extras import EXTRAS
+from .rundir import leftovers
 from .runtime import default_threads, physical_cores
 
 NEEDED = (
@@ -27,9 +29,7 @@ NEEDED = (
 """Distributions that perdure cannot work without"""
 
 OPTIONAL: dict[str, str] = {
-    "transformers": "text towers and tokenisers of Hugging Face, such as SigLIP's",
-    "peft": "writing and checking folders of the peft library (pip install 'perdure[peft]')",
-    "resvg_py": "rebuilding the sprites of EmojiShift (pip install 'perdure[world]')",
+    name: f"{extra.use} ({extra.command})" for name, extra in EXTRAS.items()
 }
 """Distributions that some things need, and what for"""
 
@@ -110,7 +110,7 @@ def examine(folder: Path | None = None) -> Report:
         models,
         data,
         {name: os.environ.get(name) for name in VARIABLES},
-        tuple(_warnings(cores["physical"], threads["run"], disk, writable)),
+        (*_warnings(cores["physical"], threads["run"], disk, writable), *_left(folder)),
         (*faults, *broken),
     )
 
@@ -180,6 +180,21 @@ def _data_fault(name: str) -> str | None:
     except (PerdureError, OSError, ValueError) as error:
         return f"{error} Install perdure again."
     return None
+
+
+def _left(folder: Path) -> list[str]:
+    """Say what killed processes left in directories of runs."""
+    try:
+        found = leftovers(folder)
+    except OSError:  # a directory that may not be read; whoever writes there will be told
+        return []
+    if not found:
+        return []
+    shown = ", ".join(map(str, found[:3]))
+    return [
+        f"killed processes left half-written files behind, {len(found)} in all: {shown}. Nothing "
+        "reads them; delete them."
+    ]
 
 
 def _warnings(physical: int, threads: int, disk: Mapping[str, int], writable: bool) -> list[str]:

@@ -7,7 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -41,7 +43,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place if the block succeeds.
 
-    A directory that was at `path` before is removed once the new one is complete.
+    A directory that was at `path` before is removed once the new one is complete, and so is what
+    killed processes left of earlier attempts.
 
     Raises:
         RunError: As in `whole_file`.
@@ -60,9 +63,25 @@ def whole_directory(path: Path) -> Iterator[Path]:
                 path.rename(outgoing)
             temporary.rename(path)
             flush(path.parent)
+            for left in abandoned(path.parent, path.name):
+                shutil.rmtree(left, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def require_writable(path: Path) -> None:
+    """Find out, before hours of work, whether a file can be written at `path`.
+
+    Raises:
+        RunError: If it cannot, or there is a directory.
+    """
+    with reported(path):
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a directory")
+        beside = next(place for place in path.absolute().parents if place.exists())
+        with TemporaryFile(dir=beside):
+            pass
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,7 +91,8 @@ def write_text(path: Path, text: str) -> None:
         RunError: As in `whole_file`.
     """
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files may hold bytes that are no UTF-8; they are written as they are.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -111,6 +131,35 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path, name: str | None = None) -> list[Path]:
+    """Return what killed processes left half-written in `folder`; living ones may be at work.
+
+    Args:
+        folder: Need not exist.
+        name: Of the file or directory that was to be written; None for any.
+    """
+    found = []
+    for path in sorted(folder.glob(f"{UNFINISHED}*")):
+        process, _, target = path.name.removeprefix(UNFINISHED).partition("-")
+        wanted = name is None or target in (name, f"{name}-old")
+        if wanted and process.isdecimal() and not _lives(int(process)):
+            found.append(path)
+    return found
+
+
+def _lives(process: int) -> bool:
+    """Return whether a process of this number runs here; only POSIX can ask without harm."""
+    if process == os.getpid() or os.name != "posix":
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def flush(path: Path) -> None:

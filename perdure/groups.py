@@ -122,7 +122,9 @@ def _trained(record: Record) -> bool:
 
 def _alpha_curve(record: Record, groups: Sequence[Group]) -> Curve:
     """Collect a run's interpolations with zero-shot; a sweep wins over single evaluations."""
-    points: dict[float, Point] = {1.0: point(1.0, record.splits)}
+    points: dict[float, Point] = {}
+    if record.strength is not None:
+        points[record.strength] = point(record.strength, record.splits)
     start = zero_shot(groups)
     if start is not None:
         points[0.0] = point(0.0, start.splits)

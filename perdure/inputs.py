@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .errors import DataError, TaskError, WeightsError
+from .extras import explain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,7 @@ class OpenClipTokenizer:
 
     Raises:
         WeightsError: If there is no such vocabulary.
+        DependencyError: If it needs a package that is missing.
     """
 
     def __init__(self, vocabulary: str, context_length: int) -> None:
@@ -214,7 +216,16 @@ def _encoder(vocabulary: str, context_length: int) -> Any:
     if vocabulary.startswith("open_clip:"):
         from open_clip import get_tokenizer
 
-        return get_tokenizer(vocabulary.removeprefix("open_clip:"), context_length=context_length)
+        name = vocabulary.removeprefix("open_clip:")
+        try:
+            return get_tokenizer(name, context_length=context_length)
+        except Exception as error:  # the hub, requests and tokenisers each raise their own
+            explain(error, f"the tokeniser of {name}")
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise WeightsError(
+                f"cannot get the tokeniser of {name}: {reason}. It is downloaded on first use; "
+                "check the network and the name."
+            ) from error
     from open_clip.tokenizer import SimpleTokenizer
 
     if vocabulary == "clip":

@@ -81,11 +81,11 @@ def steps(
         runtime.seed(seed, step)
         rate = optim.set_rate(optimizer, schedule(step))
         for _ in range(_OVERFLOWS):  # more than once only where fp16 gradients overflow
+            optimizer.zero_grad(set_to_none=True)  # the forward pass needs their memory
             with runtime.autocast():
                 terms, stats = module(batch, step)
             loss = torch.stack(list(terms.values())).sum()
             unread.append((step, {name: term.detach() for name, term in terms.items()}))
-            optimizer.zero_grad(set_to_none=True)
             runtime.backward(loss, optimizer)
             norm = _clip(parameters, clip_norm) if clip_norm or read(step) else None
             if runtime.step(optimizer):

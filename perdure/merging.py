@@ -7,7 +7,7 @@ class features first, so that zero-shot models can be averaged with classifiers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,8 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
     """Return (1 - alpha) zero-shot + alpha tuned, tower and head together, as a new predictor.
 
     Equals `zero_shot` at 0 and `tuned` at 1 exactly. Integer tensors come from the nearer end.
+    Modules that were added to the tuned end are folded at full strength, whatever their own alpha:
+    here alpha is their strength.
 
     Args:
         zero_shot: The start of the fine-tuning.
@@ -49,7 +51,7 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
         raise WeightsError(
             f"alpha is {alpha}, but must lie in [0, 1]: 0 is zero-shot, 1 the fine-tuned model."
         )
-    ends = (zero_shot, tuned)
+    ends = (_plain(zero_shot), _plain(tuned, 1.0))
     return _average(iter(ends), (1.0 - alpha, alpha), _shared_head(ends))
 
 
@@ -57,7 +59,8 @@ def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) ->
     """Return the weighted mean of several predictors as a new predictor.
 
     Args:
-        members: At least one, all fine-tuned from the same start.
+        members: At least one, all fine-tuned from the same start; added modules are folded at
+            their own alpha.
         shares: One number >= 0 per member, of which only the ratios matter; equal by default.
 
     Raises:
@@ -65,7 +68,8 @@ def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) ->
 
     Source: Wortsman et al. 2022, "Model soups", arXiv 2203.05482 (uniform soup).
     """
-    return _average(iter(members), _checked_shares(shares, len(members)), _shared_head(members))
+    parts = _checked_shares(shares, len(members))
+    return _average(map(_plain, members), parts, _shared_head(members))
 
 
 def merge(
@@ -103,20 +107,42 @@ def merge(
         raise RunError(f"{out} exists already. Choose a new directory for --out, or remove it.")
     head = next(filter(None, (_recorded_head(subject) for subject in subjects)), None)
     entries: list[dict[str, Any]] = []
-    merged = _average(_loaded(subjects, entries), parts, head)
+    merged = _average(_loaded(subjects, entries, kind), parts, head)
     document: dict[str, Any] = {"kind": kind}
     if kind == "wise-ft":
         document["alpha"] = alpha
     if kind == "soup":
         document["shares"] = [part / sum(parts) for part in parts]
     document["inputs"] = entries
+    return keep(merged, document, out)
+
+
+def keep(merged: Predictor, document: Mapping[str, Any], out: Path | str) -> Run:
+    """Write a predictor made of others as a run.
+
+    Args:
+        merged: The result.
+        document: What `merge.yaml` says: `kind`, and `inputs` as `input_of` returns them.
+        out: New directory.
+
+    Raises:
+        RunError: If `out` exists or cannot be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise RunError(f"{out} exists already. Choose a new directory for --out, or remove it.")
     with whole_directory(out) as fresh:
         merged.save(fresh / "predictor")
         merged.export_open_clip(fresh / "model")
-        write_text(fresh / "merge.yaml", yaml.safe_dump(document, sort_keys=False))
+        write_text(fresh / "merge.yaml", yaml.safe_dump(dict(document), sort_keys=False))
         write_json(fresh / "env.json", environment(Runtime("cpu")))
         write_json(fresh / "status.json", {"state": "finished"})
     return Run(out)
+
+
+def input_of(subject: Subject, predictor: Predictor) -> dict[str, Any]:
+    """Return what `merge.yaml` says of an input: where it came from, and its hash."""
+    return {**subject.origin(), "sha256": sha256_of(subject, predictor)}
 
 
 def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | None) -> Predictor:
@@ -142,6 +168,10 @@ def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | 
     return result
 
 
+def _plain(member: Predictor, alpha: float | None = None) -> Predictor:
+    return member.fold(alpha) if member.surgeries else member
+
+
 def _with_head(member: Predictor, head: Head | None) -> Predictor:
     """Give a member without a head the zero-shot head of the others' classes, in place."""
     if head is not None and member.head is None:
@@ -165,11 +195,13 @@ def _recorded_head(subject: Subject) -> Head | None:
     return (classes, tuple(record["templates"])) if classes else None
 
 
-def _loaded(subjects: Sequence[Subject], entries: list[dict[str, Any]]) -> Iterator[Predictor]:
+def _loaded(
+    subjects: Sequence[Subject], entries: list[dict[str, Any]], kind: Kind
+) -> Iterator[Predictor]:
     """Load members one by one and note where each came from."""
-    for subject in subjects:
-        predictor = subject.predictor()
-        entries.append({**subject.origin(), "sha256": sha256_of(subject, predictor)})
+    for position, subject in enumerate(subjects):
+        predictor = subject.predictor(1.0 if kind == "wise-ft" and position == 1 else None)
+        entries.append(input_of(subject, predictor))
         yield predictor
 
 

@@ -6,8 +6,11 @@ A method is a frozen dataclass of hyper-parameters that builds a `Learner`.
 from __future__ import annotations
 
 import dataclasses
+import sys
+import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -43,6 +46,8 @@ class Context:
     """Prompts of the class names, with `{}` for the name"""
     zeroshot: Callable[[], Predictor]
     """Builds the pristine pre-trained predictor, only if asked"""
+    seed: int = 0
+    """Of the run; equal on every process"""
 
 
 class Method(Protocol):
@@ -78,9 +83,15 @@ METHODS: dict[str, Entry] = {
     "tracer": Entry(
         "perdure.methods.tracer:Tracer", "flyp + distillation from a weighted average of the run"
     ),
+    "radapter": Entry(
+        "perdure.methods.radapter:RAdapter", "foldable adapters: dropped, averaged, re-scaled"
+    ),
     "lora": Entry("perdure.methods.lora:Lora", "low-rank updates of both towers, contrastive loss"),
 }
-"""Every known method by its name in recipes; nothing in it is imported before it is used."""
+"""Methods by their names in recipes; nothing in it is imported before it is used."""
+
+GROUP = "perdure.methods"
+"""Entry points by which installed packages offer methods"""
 
 
 def register(name: str, target: str, summary: str) -> None:
@@ -102,18 +113,60 @@ def register(name: str, target: str, summary: str) -> None:
     METHODS[name] = entry
 
 
+def known_methods() -> dict[str, Entry]:
+    """Return `METHODS` and what installed packages offer; imports none of them.
+
+    A package offers a method by an entry point of the group `perdure.methods`, "name =
+    module:Class". A name that is in `METHODS` keeps its meaning.
+    """
+    from importlib.metadata import entry_points
+
+    offered = {
+        point.name: Entry(point.value, f"from {point.dist.name if point.dist else 'elsewhere'}")
+        for point in entry_points(group=GROUP)
+    }
+    return METHODS | {name: entry for name, entry in offered.items() if name not in METHODS}
+
+
+def import_methods(module: str) -> None:
+    """Import a module that registers methods, from the working directory or installed.
+
+    Args:
+        module: Dotted name.
+
+    Raises:
+        RecipeError: If it cannot be imported, with the reason and the place.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:  # which scripts, unlike `python -m`, do not look into
+        sys.path.append(here)
+    try:
+        import_module(module)
+    except Exception as error:  # whatever the module does
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        known = not last.filename.startswith("<")  # else Python's own machinery of imports
+        place = f", {last.filename} line {last.lineno}" if known else ""
+        raise RecipeError(
+            f"--import: cannot import {module!r} ({type(error).__name__}: {error}{place}). "
+            "Name a module as in Python's import statement: of an installed package, or of a file "
+            f"in {here}, without '.py'."
+        ) from error
+
+
 def method_class(name: str) -> type[Method]:
     """Import and return the configuration class of a method.
 
     Raises:
         RecipeError: If there is no such method, or its class cannot be imported.
     """
-    if name not in METHODS:
+    known = METHODS if name in METHODS else known_methods()
+    if name not in known:
         raise RecipeError(
-            f"method.name: no method {name!r}; {nearest(name, METHODS)} "
-            f"allowed: {', '.join(sorted(METHODS))}.".replace("  ", " ")
+            f"method.name: no method {name!r}; {nearest(name, known)} "
+            f"allowed: {', '.join(sorted(known))}. A method of your own is found by "
+            "`perdure --import MODULE ...`, or when its package is installed.".replace("  ", " ")
         )
-    path = METHODS[name].path
+    path = known[name].path
     module, _, attribute = path.partition(":")
     try:
         found: type[Method] = getattr(import_module(module), attribute)
@@ -137,7 +190,8 @@ def parse_method(table: Mapping[str, Any]) -> Method:
     values = dict(table)
     name = values.pop("name", None)
     if not isinstance(name, str):
-        raise RecipeError(f"method.name: found {name!r}; allowed: {', '.join(sorted(METHODS))}.")
+        names = ", ".join(sorted(known_methods()))
+        raise RecipeError(f"method.name: found {name!r}; allowed: {names}.")
     cls = method_class(name)
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     unknown = [str(key) for key in values if key not in fields]
@@ -152,6 +206,9 @@ def parse_method(table: Mapping[str, Any]) -> Method:
     except ValidationError as error:
         for fault in error.errors():
             key = ".".join(str(part) for part in fault["loc"])
+            if fault["type"] == "unexpected_keyword_argument":
+                faults.append(f"method.{key}: there is no such key.")
+                continue
             faults.append(f"method.{key}: found {fault['input']!r}; {fault['msg'].lower()}.")
     if faults:
         raise RecipeError("\n".join(faults))

@@ -43,7 +43,10 @@ def make(learner: Learner, spec: OptimSpec, total_steps: int) -> tuple[Optimizer
         optimizer = AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=fused)
     else:
         optimizer = SGD(groups, lr=spec.lr, momentum=spec.momentum)
-    return optimizer, warmup_cosine(total_steps, spec.warmup_length(total_steps))
+    warmup = spec.warmup_length(total_steps)
+    if spec.schedule == "constant":
+        return optimizer, warmup_constant(warmup)
+    return optimizer, warmup_cosine(total_steps, warmup)
 
 
 def parameter_groups(learner: Learner, spec: OptimSpec) -> list[dict[str, Any]]:
@@ -85,6 +88,11 @@ def warmup_cosine(total: int, warmup: int) -> Schedule:
         return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup)))
 
     return factor
+
+
+def warmup_constant(warmup: int) -> Schedule:
+    """Return linear warm-up over `warmup` steps, and 1 after it."""
+    return lambda step: min(1.0, step / max(1, warmup))
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> float:

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adapters import base_record, fill, open_base, require_base
-from .errors import DependencyError, SurgeryError, WeightsError
+from .errors import SurgeryError, WeightsError
+from .extras import require
 from .files import read_json, whole_directory, write_json
 from .predictor import Predictor
 from .surgery.low_rank import CHILD, TARGETS, LowRank, Target, own_weight
@@ -212,13 +213,9 @@ def _times(path: Path) -> float:
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise DependencyError(
-            "the library peft is not installed, but is needed to write and check its folders; "
-            "install it with: pip install 'perdure[peft]'"
-        ) from None
+    require("peft", "a folder of the peft library")
+    import peft
+
     return peft
 
 

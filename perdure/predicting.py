@@ -11,62 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from torch import Tensor
 
 from . import metrics
 from .calibration import Calibration, Classifier, classifier_of, stored
 from .data.datasets import open_dataset
+from .data.folders import PICTURES
+from .data.own import open_picture, unlabelled
 from .errors import DataError, TaskError
 from .inputs import fill
 from .prediction import How, Unit, gather, stay
-from .recipe import DataSpec, parse_recipe
-from .subjects import Subject, find
+from .recipe import DataSpec
+from .subjects import Subject, find, trained_on
 from .training import find_templates
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Files of a folder that are taken for pictures; a file that is named itself may be called else"""
 
 PLAIN = ("a photo of a {}.",)
 """Prompts where neither the user nor the run names any"""
 
 _NAMED = 5
 """Files that an error names"""
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Files as a data set without labels."""
-
-    files: tuple[Path, ...]
-    name: str = "pictures"
-    classes: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Nobody knows them: zeros, (N,)."""
-        return np.zeros(len(self.files), dtype=np.int64)
-
-    def __len__(self) -> int:
-        """Return the number of pictures."""
-        return len(self.files)
-
-    def image(self, index: int) -> Tensor:
-        """Return one picture upright, (3, H, W), uint8.
-
-        Raises:
-            DataError: If it cannot be read.
-        """
-        path = self.files[index]
-        try:
-            with Image.open(path) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-                pixels = np.array(upright, dtype=np.uint8)
-        except Exception as error:  # Pillow's readers each raise their own
-            raise _unreadable([path], str(error)) from error
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -156,7 +119,7 @@ def predict_files(
     _require_readable(files)
     calibration = stored(found)
     predictor = found.predictor()
-    data = _trained_on(found)
+    data = trained_on(found)
     names = tuple(classes or predictor.classes or (_classes_of(data) if data else ()))
     if not names:
         raise TaskError(
@@ -165,7 +128,7 @@ def predict_files(
         )
     own = predictor.templates or (find_templates(data) if data else PLAIN)
     prompts = tuple(templates or own)
-    unit = Unit(Pictures(files), prompts, names)
+    unit = Unit(unlabelled(files), prompts, names)
     logits = gather(predictor, {0.0: stay}, unit, how or How())[0.0].logits
     scorer = classifier_of(predictor.classes, names)
     temperature = _fitting(calibration, scorer)
@@ -186,11 +149,15 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[Path, ...]:
     for place in map(Path, places):
         if place.is_dir():
             inside = (path for path in sorted(place.rglob("*")) if path.is_file())
-            here = [path for path in inside if path.suffix.lower() in SUFFIXES]
+            here = [
+                path
+                for path in inside
+                if path.suffix.lower() in PICTURES and not _is_hidden(path.relative_to(place))
+            ]
             if not here:
                 raise DataError(
                     f"the folder {place} holds no pictures; files are taken whose names end in "
-                    f"{', '.join(SUFFIXES)}."
+                    f"{', '.join(PICTURES)}."
                 )
             files += here
         elif place.is_file():
@@ -202,51 +169,9 @@ def find_pictures(places: Sequence[Path | str]) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def read_names(path: Path, what: str) -> tuple[str, ...]:
-    """Read class names or templates: a text file with one per line, or JSON.
-
-    JSON is a list of texts, or an object that holds one under `what`, as in model/classes.json.
-
-    Args:
-        path: File, UTF-8.
-        what: "classes" or "templates".
-
-    Raises:
-        DataError: If it cannot be read, is empty, or a name occurs twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        found: Any = text.split("\n")
-        if path.suffix.lower() == ".json":
-            found = json.loads(text)
-            found = found.get(what) if isinstance(found, dict) else found
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"cannot read {what} from {path} ({error}); expected UTF-8 text with one per line, "
-            "or a JSON list."
-        ) from None
-    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
-        raise DataError(
-            f"{path} holds no list of {what}; expected a JSON list of texts, or an object with one "
-            f"under {what!r}."
-        )
-    names = [entry.strip() for entry in found if entry.strip()]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice:
-        fault = f"names {', '.join(map(repr, twice[:3]))} more than once" if twice else "is empty"
-        raise DataError(f"the file of {what} {path} {fault}; write each of them on its own line.")
-    return tuple(names)
-
-
-def _trained_on(subject: Subject) -> DataSpec | None:
-    """Return the data of a run, or of the first trained input of a merge."""
-    entry: Any = subject.origin()
-    while "merge" in entry:
-        inputs = entry["merge"].get("inputs", [])
-        entry = next((one for one in inputs if "recipe" in one or "merge" in one), {})
-    if "recipe" not in entry:
-        return None
-    return parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data
+def _is_hidden(path: Path) -> bool:
+    """Return whether a part starts with a dot, as in what macOS keeps beside pictures."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _classes_of(data: DataSpec) -> tuple[str, ...]:
@@ -268,7 +193,7 @@ def _require_readable(files: Sequence[Path]) -> None:
 
 def _fault(path: Path) -> str | None:
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             picture.verify()
     except Exception as error:  # Pillow's readers each raise their own
         return str(error)

@@ -82,6 +82,11 @@ class Part:
         return self.whole.classes
 
     @property
+    def captioned(self) -> bool:
+        """As the whole."""
+        return self.whole.captioned
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """(N,), index into `classes`."""
         return self.whole.labels[self.indices]
@@ -120,24 +125,34 @@ def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
         yield split, Unit(spread(dataset, how.limit), templates, names, split.columns)
 
 
-def open_validation(suite: Suite, how: How) -> Unit:
+def open_validation(
+    suite: Suite, how: How, *, purpose: str = "no temperature can be fitted", half: str = ""
+) -> Unit:
     """Open the validation images of a suite's task, on which no score is reported.
+
+    Args:
+        suite: Names the task.
+        how: Data and number of images.
+        purpose: What cannot be done where there are none, for the message.
+        half: Of the classes, such as "seen-0"; all of the task's by default.
 
     Raises:
         DataError: If the suite has no split of the task itself, or scores these very images.
     """
     inside = next((split for split in suite.splits if split.role in ("id", "base")), None)
+    remedy = ", or leave temperature away" if "temperature" in purpose else ""
     if inside is None:
         raise DataError(
-            f"suite {suite.name} has no split of the task itself, so no temperature can be fitted; "
-            "leave temperature away."
+            f"suite {suite.name} has no split of the task itself, so {purpose}; choose a suite "
+            f"that has one{remedy}."
         )
     if inside.split == "val":
         raise DataError(
-            f"suite {suite.name} scores split val itself, so no temperature can be fitted on it; "
-            "score a suite with a split test, or leave temperature away."
+            f"suite {suite.name} scores split val itself, so {purpose} on it; "
+            f"score a suite with a split test{remedy}."
         )
-    dataset = open_dataset(inside.dataset, "val", how.root, classes=inside.classes)
+    classes = f"{inside.classes}/{half}" if half else inside.classes
+    dataset = open_dataset(inside.dataset, "val", how.root, classes=classes)
     templates = templates_for(suite.templates, how.root)
     return Unit(spread(dataset, how.limit), templates, dataset.classes)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .errors import TaskError
 from .learner import Learner
@@ -49,6 +51,8 @@ class Memory:
     """Moments and step counts"""
     snapshots: int
     """Teachers, anchors and whatever else the method keeps beside the model"""
+    activations: int
+    """Kept for the backward pass of the first step, per process; what `run.checkpointing` lowers"""
     peak: int | None
     """Largest so far: of the GPU's memory, or of this whole process on a CPU; None if unknown"""
     peak_of: str
@@ -128,7 +132,10 @@ def _look(work: Work, runtime: Runtime) -> Preflight:
     reached: dict[str, bool] = {}
     """Name of every tensor with a gradient, and whether one was not zero"""
     ticks: list[Tick] = []
+    kept = _Kept(chain(learner.parameters(), learner.buffers()))
+    counting = ExitStack()
     try:
+        counting.enter_context(saved_tensors_hooks(kept.pack, lambda tensor: tensor))
         for tick in steps(
             learner,
             work.loader.batches(0, min(STEPS, work.total)),
@@ -138,6 +145,7 @@ def _look(work: Work, runtime: Runtime) -> Preflight:
             seed=work.recipe.seed,
             clip_norm=work.recipe.optim.clip_norm,
         ):
+            counting.close()  # it takes time, which the last step must not
             for name, parameter in trained.items():
                 if parameter.grad is not None:
                     moved = bool(parameter.grad.count_nonzero())
@@ -146,6 +154,8 @@ def _look(work: Work, runtime: Runtime) -> Preflight:
     except RuntimeError as error:
         if "does not require grad" not in str(error):  # torch's answer where nothing trains
             raise
+    finally:
+        counting.close()
     _require_gradients([name for name in trained if name not in reached], len(trained))
     before = ticks[-2].seconds if len(ticks) > 1 else 0.0
     peak, peak_of = _peak(runtime)
@@ -160,10 +170,38 @@ def _look(work: Work, runtime: Runtime) -> Preflight:
         ),
         sum(parameter.numel() for parameter in learner.parameters()),
         tuple(tick.terms or {} for tick in ticks),
-        Memory(weights, _bytes(trained.values()), _bytes(moments), snapshots, peak, peak_of),
+        Memory(
+            weights,
+            _bytes(trained.values()),
+            _bytes(moments),
+            snapshots,
+            kept.total,
+            peak,
+            peak_of,
+        ),
         work.total,
         ticks[-1].seconds - before,
     )
+
+
+class _Kept:
+    """Adds up the memory that tensors keep alive for a backward pass.
+
+    Args:
+        held: Tensors that are there anyway.
+    """
+
+    def __init__(self, held: Iterable[Tensor]) -> None:
+        self.total = 0
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in held}
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count the memory of a tensor, once."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.total += storage.nbytes()
+        return tensor
 
 
 def _require_gradients(missing: list[str], of: int) -> None:

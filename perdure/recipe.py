@@ -60,7 +60,8 @@ class DataSpec(_Table):
     shots: Count | None = None
     """Images per class; None for all"""
     classes: str = "all"
-    """"all", or the name of a part that the data set defines, such as "base" """
+    """"all", or the name of a part that the data set defines, such as "base"; "all/seen-0" is one
+    of two random halves of the classes, "all/hidden-0" the other"""
     templates: tuple[str, ...] | str | None = None
     """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
     augment: Literal["none", "flip-shift", "crop", "crop-flip"] = "none"
@@ -94,6 +95,8 @@ class OptimSpec(_Table):
     """Share of the run in which the rate rises"""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps in which the rate rises, instead of a share"""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the rate goes on after the warm-up: along half a cosine to 0, or as it is"""
     clip_norm: Positive | None = None
     """Largest norm of the (unscaled) gradient; None, as published by TRACER, does not clip"""
 
@@ -144,6 +147,9 @@ class RunSpec(_Table):
     """Processes that load data; 0 loads in the training process"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the towers; weights, logits and losses are fp32 always"""
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of kept; the same
+    gradients for less memory and about a third more time"""
     save_every: Count = 500
     """Optimiser steps between resumable states"""
     keep: bool = False
@@ -152,7 +158,9 @@ class RunSpec(_Table):
     """Optimiser steps between lines of the log; only these wait for the device"""
 
 
-HOW = frozenset({"device", "threads", "workers", "save_every", "keep", "log_every"})
+HOW = frozenset(
+    {"device", "threads", "workers", "checkpointing", "save_every", "keep", "log_every"}
+)
 """Keys of `run` that may change when a run is resumed"""
 
 

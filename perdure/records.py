@@ -19,6 +19,7 @@ from .errors import RecipeError, RunError, nearest
 from .files import read_json
 from .metrics import harmonic_mean
 from .recipe import HOW
+from .rundir import is_run, require_readable, runs_in
 
 Splits = Mapping[str, Mapping[str, Any]]
 """Split name to its entry in a score file."""
@@ -47,6 +48,8 @@ class Record:
     splits: Splits
     sweep: Mapping[float, Splits] = field(default_factory=dict)
     """Interpolation share to the scores there"""
+    strength: float | None = 1.0
+    """Where on that line the run itself stands: the alpha of its added modules, 1 without any"""
     trainable: int | None = None
     seconds: float | None = None
 
@@ -195,6 +198,13 @@ def read(path: Path, suite: str | None = None) -> Record:
         raise _damaged(path, error) from None
 
 
+def _strength(file: Path) -> float | None:
+    """Return the one alpha of a predictor's added modules; None if they differ."""
+    surgeries = read_json(file).get("surgeries") if file.is_file() else None
+    found = {float(entry["alpha"]) for entry in surgeries or ()} or {1.0}
+    return found.pop() if len(found) == 1 else None
+
+
 def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     """Read the scores of a run on one suite."""
     scores = read_json(path / "scores" / f"{suite}.json")
@@ -230,25 +240,10 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         definition=str(scores["definition"]),
         splits=scores["splits"],
         sweep=sweep,
+        strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
         seconds=status.get("seconds"),
     )
-
-
-def is_run(path: Path) -> bool:
-    """Return whether a directory says what was run in it."""
-    return (path / "recipe.yaml").is_file() or (path / "merge.yaml").is_file()
-
-
-def runs_in(path: Path, depth: int = 2) -> list[Path]:
-    """Return the runs below a directory that is none itself, such as RUN/seed-0, RUN/seed-1."""
-    found: list[Path] = []
-    for child in sorted(path.glob("*/"), key=lambda child: (len(child.name), child.name)):
-        if is_run(child):
-            found.append(child)
-        elif depth > 1:
-            found.extend(runs_in(child, depth - 1))
-    return found
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
@@ -262,7 +257,9 @@ def expand(paths: Sequence[Path]) -> list[Path]:
         found = [path] if is_run(path) else runs_in(path)
         if not found:
             reason = "does not exist" if not path.exists() else "has no recipe.yaml or merge.yaml"
-            near = hint(path.name, [one.name for one in path.parent.glob("*/")])
+            near = hint(
+                path.name, [one.name for one in path.parent.glob("*/") if one.name != path.name]
+            )
             raise RunError(
                 f"{path} is not a run directory: it {reason}; {near}"
                 "name a directory written by perdure train or perdure merge."
@@ -278,7 +275,12 @@ def hint(name: str, choices: Iterable[str]) -> str:
 
 
 def document(path: Path) -> Mapping[str, Any]:
-    """Read the recipe or merge document of a run."""
+    """Read the recipe or merge document of a run.
+
+    Raises:
+        RunError: If it has none, it is damaged, or the run is of a newer version.
+    """
+    require_readable(path)
     for name in ("recipe.yaml", "merge.yaml"):
         file = path / name
         if file.is_file():

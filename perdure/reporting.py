@@ -52,7 +52,23 @@ def report(
         raise RunError("No runs given. Name at least one run directory: perdure report RUN ...")
     records = [read(path, suite) for path in expand([_path(run) for run in runs])]
     check_comparable(records)
-    groups = group(records)
+    return compare(group(records), at_id=at_id, against=against)
+
+
+def compare(
+    groups: Sequence[Group], *, at_id: Sequence[float] = (), against: str | None = None
+) -> Report:
+    """Compare groups of runs whose scores are comparable; rows keep the order of the groups.
+
+    Args:
+        groups: At least one.
+        at_id: As in `report`.
+        against: As in `report`.
+
+    Raises:
+        RunError: If `against` is unknown.
+    """
+    records = [groups[0].first]
     labels = [one.label for one in groups]
     if against is not None and against not in labels:
         raise RunError(

@@ -23,7 +23,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from . import states
+from . import rundir, states
 from .documents import parse_yaml
 from .errors import PerdureError, RunError, SurgeryError
 from .files import (
@@ -64,7 +64,7 @@ class Run:
         run.require_new()
         with whole_directory(run.path) as fresh:
             write_text(fresh / "recipe.yaml", dump_recipe(recipe))
-            write_json(fresh / "env.json", environment(runtime))
+            write_json(fresh / rundir.ENVIRONMENT, environment(runtime))
             write_json(fresh / "status.json", {"state": "running", "step": 0})
         return run
 
@@ -103,9 +103,10 @@ class Run:
         """Return what was, or is being, carried out.
 
         Raises:
-            RunError: If this is no run directory.
+            RunError: If this is no run directory, or one of a newer version.
             RecipeError: If the recipe was changed by hand and is wrong now.
         """
+        rundir.require_readable(self.path)
         path = self.path / "recipe.yaml"
         try:
             text = path.read_text(encoding="utf-8")
@@ -120,11 +121,12 @@ class Run:
         """Load the result.
 
         Raises:
-            RunError: If the run is not finished.
+            RunError: If the run is not finished, or of a newer version.
             WeightsError: If its files are damaged.
         """
         if not self.path.exists():
             raise RunError(f"{self.path} does not exist; name the directory of a finished run.")
+        rundir.require_readable(self.path)
         if not self.finished:
             raise RunError(
                 f"{self.path} holds no finished run: it has no predictor/. "
@@ -193,6 +195,14 @@ class Run:
         """
         states.load_state(states.state_of(self.states, step), learner, optimizer)
 
+    def load_part(self, step: int, learner: nn.Module) -> None:
+        """Give a learner its weights and averages from the kept state of one that has more.
+
+        Raises:
+            RunError: If the state is missing or lacks something that the learner has.
+        """
+        states.load_part(states.state_of(self.states, step), learner)
+
     def finish(self, predictor: Predictor, *, keep_states: bool, **status: Any) -> None:
         """Write the result; `predictor/` comes last, because it says that the run is finished."""
         note = None
@@ -239,11 +249,15 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
-    """Return what a result may depend on besides its recipe; no names of people or machines."""
+    """Return what a result may depend on besides its recipe; no names of people or machines.
+
+    It starts with the format of the run directory, which `rundir.require_readable` looks at.
+    """
     from . import __version__
 
     versions = {"perdure": __version__, "python": platform.python_version()}
     return {
+        "format": rundir.FORMAT,
         "versions": versions | {package: version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "device": str(runtime.device),

@@ -6,6 +6,7 @@ The only user of `torch.distributed`, besides the gathering of rows in `collecti
 from __future__ import annotations
 
 import os
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 from .collective import gather
 from .errors import RunError
 from .learner import Learner
+from .processes import world_size
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -41,7 +43,7 @@ class Runtime:
     def __init__(
         self, device: str = "auto", precision: Precision = "fp32", threads: int | None = None
     ) -> None:
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.world_size = world_size()
         self.rank = int(os.environ.get("RANK", "0"))
         self.device = _find_device(device)
         self.precision = precision
@@ -78,8 +80,11 @@ class Runtime:
         if self.world_size == 1:
             return learner
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # Buffers are equal on every process already, because every update of them is.
-        return DistributedDataParallel(learner, device_ids=devices, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for broadcast_buffers, which older lack.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Buffers are equal on every process already, because every update of them is.
+            return DistributedDataParallel(learner, device_ids=devices, broadcast_buffers=False)
 
     def unwrap(self, module: nn.Module) -> Learner:
         """Return the learner inside what `prepare` returned."""
@@ -148,11 +153,6 @@ class Runtime:
         return host
 
 
-def is_main() -> bool:
-    """Return whether this process, of those that torchrun started, writes files and results."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def default_threads() -> int:
     """Return the number of threads of one process where nobody asked for a number.
 
@@ -163,7 +163,7 @@ def default_threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > 0:
         return int(asked)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         return 1
     return physical_cores()
 
@@ -193,13 +193,16 @@ def _find_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    device = torch.device(name)
-    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # not even a name; its text lists kinds that nobody has
+        device = torch.device("meta")
+    missing = device.type not in ("cpu", "cuda", "mps")
+    missing |= device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    missing |= device.type == "mps" and not torch.backends.mps.is_available()
     if missing:
         raise RunError(
-            f"run.device is {name!r}, but this machine has no such device "
+            f"the device is {name!r}, but this machine has no such device that perdure uses "
             f"({torch.cuda.device_count()} CUDA devices seen); use 'auto' or 'cpu'."
         )
     if device.type == "cuda":

@@ -106,6 +106,22 @@ def load_state(path: Path, learner: nn.Module, optimizer: Optimizer) -> Cursor:
         ) from error
 
 
+def load_part(path: Path, learner: nn.Module) -> None:
+    """Fill a learner from the saved state of one that has everything it has, and more.
+
+    Raises:
+        RunError: If something is missing or of another shape, or the state is damaged.
+    """
+    try:
+        missing, _ = load_model(learner, path / _LEARNER, strict=False)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise RunError(f"the state {path} does not fit ({error}); train again.") from error
+    if missing:
+        raise RunError(
+            f"the state {path} does not hold {', '.join(sorted(missing)[:3])}; train again."
+        )
+
+
 def _groups_of(saved: Any, optimizer: Optimizer) -> list[dict[str, Any]]:
     """Return the optimiser's own parameter groups if the saved ones hold the same parameters.
 

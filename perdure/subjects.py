@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import RunError, WeightsError
-from .records import document, hint, identity, is_run, runs_in
+from .files import read_json
+from .recipe import DataSpec, parse_recipe
+from .records import document, hint, identity
+from .rundir import is_run, require_readable, runs_in
 
 if TYPE_CHECKING:
     from .predictor import Predictor
@@ -26,15 +30,19 @@ class Subject:
     run: Path | None = None
     """Run directory, if it is one"""
 
-    def predictor(self) -> Predictor:
+    def predictor(self, alpha: float | None = None) -> Predictor:
         """Load the predictor, on the CPU, as plain CLIP without added modules.
+
+        Args:
+            alpha: Strength at which a run's added modules, if it has any, are folded; None for
+                their own.
 
         Raises:
             RunError: If a run is not finished.
             WeightsError: If the model is unknown or its files are damaged.
         """
         found = self.unfolded()
-        return found.fold() if found.surgeries else found
+        return found.fold(alpha) if found.surgeries else found
 
     def unfolded(self) -> Predictor:
         """Load the predictor, on the CPU, with the modules that were added to it.
@@ -73,12 +81,14 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
         weights: Tag or file of weights, where `name` is an architecture.
 
     Raises:
-        RunError: If it is a path at which there is nothing, or a directory of several runs.
+        RunError: If it is a path at which there is nothing, a directory of several runs, or a run
+            of a newer version.
     """
     if isinstance(name, Subject):
         return name
     path = Path(name) if isinstance(name, (str, Path)) else name.path
     if is_run(path):
+        require_readable(path)
         return Subject(str(path), run=path)
     below = runs_in(path)
     if below:
@@ -124,13 +134,40 @@ def find_all(name: str | Path, weights: str | None = None) -> list[Subject]:
     return [find(run) for run in below] or [find(name, weights)]
 
 
+def trained_on(subject: Subject) -> DataSpec | None:
+    """Return the data of a run, or of the first trained input of a merge; None without any.
+
+    Raises:
+        RecipeError: If the recipe in the run directory is damaged.
+    """
+    entry: Any = subject.origin()
+    while "merge" in entry:
+        inputs = entry["merge"].get("inputs", [])
+        entry = next((one for one in inputs if "recipe" in one or "merge" in one), {})
+    if "recipe" not in entry:
+        return None
+    return parse_recipe(entry["recipe"], f"the recipe of {subject.name}").data
+
+
 def sha256_of(subject: Subject, predictor: Predictor) -> str:
-    """Return the hash of a run's `predictor.safetensors`, or of a named model's tensors."""
+    """Return the hash of a run's result, or of a named model's tensors."""
     if subject.run is None:
         from .weights import hash_of_weights
 
         return hash_of_weights(predictor.state_dict())
-    return hash_of_file(subject.run / "predictor" / "predictor.safetensors")
+    return hash_of_result(subject.run)
+
+
+def hash_of_result(run: Path) -> str:
+    """Return the SHA-256 of a run's `predictor.safetensors`.
+
+    Where modules were added it covers their description too: their strength is no tensor.
+    """
+    weights = hash_of_file(run / "predictor" / "predictor.safetensors")
+    surgeries = read_json(run / "predictor" / "predictor.json").get("surgeries")
+    if not surgeries:
+        return weights
+    return hashlib.sha256(f"{weights} {json.dumps(surgeries, sort_keys=True)}".encode()).hexdigest()
 
 
 def hash_of_file(path: Path) -> str:

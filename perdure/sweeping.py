@@ -17,10 +17,38 @@ from .predictor import Predictor
 from .records import document
 from .run import Run
 from .subjects import Subject, find
-from .weights import lerp
+from .weights import Weights, lerp
 
 ALPHAS = tuple(step / 8 for step in range(9))
 """0, 0.125, ..., 1: where curves are drawn and compared"""
+
+
+class Line:
+    """The straight line of weights between two models, and one predictor that walks on it.
+
+    Args:
+        zero_shot: The start of the fine-tuning; its copy gets the zero-shot head if `tuned` has
+            a head.
+        tuned: Its end.
+
+    Raises:
+        WeightsError: If the ends do not fit together.
+    """
+
+    def __init__(self, zero_shot: Predictor, tuned: Predictor) -> None:
+        # The ends may have been given heads, so they are taken from the merge, not from the
+        # arguments.
+        self.moving = wise_ft(zero_shot, tuned, 0.0)
+        self.start = {name: value.clone() for name, value in self.moving.state_dict().items()}
+        self.end = wise_ft(zero_shot, tuned, 1.0).state_dict()
+
+    def at(self, alpha: float) -> Callable[[], None]:
+        """Return what moves `moving` to (1 - alpha) start + alpha end."""
+        return lambda: self.put(lerp(self.start, self.end, alpha))
+
+    def put(self, weights: Weights) -> None:
+        """Give `moving` any weights of the same names."""
+        self.moving.load_state_dict(weights)
 
 
 def sweep(
@@ -37,7 +65,7 @@ def sweep(
 
     Args:
         zero_shot: The start of the fine-tuning; gets the zero-shot head if `tuned` has a head.
-        tuned: Its end.
+        tuned: Its end; added modules enter at full strength, so that alpha is their strength.
         suite: Which splits.
         alphas: Shares of the tuned weights, in [0, 1].
         how: Data, device, number of images; all embedded images by default.
@@ -56,24 +84,54 @@ def sweep(
         )
     if how is not None and how.runtime is not None:
         zero_shot, tuned = (end.to(how.runtime.device) for end in (zero_shot, tuned))
-    # The ends may have been given heads, so they are taken from the merge, not from the arguments.
-    moving = wise_ft(zero_shot, tuned, 0.0)
-    start = {name: value.clone() for name, value in moving.state_dict().items()}
-    end = wise_ft(zero_shot, tuned, 1.0).state_dict()
-
-    def move_to(alpha: float) -> Callable[[], None]:
-        def move() -> None:
-            moving.load_state_dict(lerp(start, end, alpha))
-
-        return move
-
-    moves = {alpha: move_to(alpha) for alpha in alphas}
+    line = Line(zero_shot, tuned)
+    moves = {alpha: line.at(alpha) for alpha in alphas}
     conditions = {"subject": subject or "predictor", "seed": seed}
-    found = evaluate_points(moving, moves, suite, how or How(), conditions=conditions)
+    found = evaluate_points(line.moving, moves, suite, how or How(), conditions=conditions)
     return {
         alpha: replace(scores, conditions={**scores.conditions, "alpha": alpha})
         for alpha, scores in found.items()
     }
+
+
+def zero_shot_of(subject: Subject) -> Subject:
+    """Return the pre-trained model that a training run started from.
+
+    Raises:
+        RunError: If it is no training run.
+    """
+    recipe = None if subject.run is None else document(subject.run)
+    if recipe is None or "method" not in recipe:
+        raise RunError(
+            f"{subject.name} is not a training run, so it has no line to its pre-trained model. "
+            "Sweep the run that was trained, or merge two models: perdure merge wise-ft A B."
+        )
+    return Subject(recipe["model"]["name"], recipe["model"].get("weights"))
+
+
+def ends(subject: Subject) -> tuple[Predictor, Predictor]:
+    """Load both ends of a training run's line: its pre-trained model and the run itself.
+
+    Raises:
+        RunError: If it is no finished training run.
+        WeightsError: If the model is unknown or files are damaged.
+    """
+    start = zero_shot_of(subject)
+    tuned = tuned_end(subject)
+    return start.predictor(), tuned
+
+
+def tuned_end(subject: Subject) -> Predictor:
+    """Load a training run, with the modules it has added, if any, folded at full strength.
+
+    The place on the line is their strength: folded at alpha they are (1 - alpha) zero-shot +
+    alpha times this.
+
+    Raises:
+        RunError: If it is not finished.
+        WeightsError: If files are damaged.
+    """
+    return subject.predictor(1.0)
 
 
 def sweep_run(
@@ -85,25 +143,22 @@ def sweep_run(
 ) -> dict[float, Scores]:
     """Score the line from a run's pre-trained model to the run, and write `<suite>.sweep.json`.
 
-    Where the line includes alpha = 1, which is the run itself, its own scores are written too.
+    Where the line includes the run itself, its own scores are written too. It stands at alpha = 1
+    or, where modules were added, at their strength, which is then a point of the line.
 
     Raises:
         RunError: If it is no finished training run.
         WeightsError: As `sweep`.
     """
-    from .zoo import load
-
     suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
     subject = find(run)
-    recipe = None if subject.run is None else document(subject.run)
-    if subject.run is None or recipe is None or "method" not in recipe:
-        raise RunError(
-            f"{subject.name} is not a training run, so it has no line to its pre-trained model. "
-            "Sweep the run that was trained, or merge two models: perdure merge wise-ft A B."
-        )
-    tuned = subject.predictor()
-    model = recipe["model"]
-    zero_shot = load(model["name"], model.get("weights"))
+    zero_shot = zero_shot_of(subject).predictor()
+    assert subject.run is not None
+    tuned = Run(subject.run).predictor()
+    strengths = {surgery.alpha for surgery in tuned.surgeries} or {1.0}
+    own = strengths.pop() if len(strengths) == 1 else None
+    if tuned.surgeries and own is not None and own <= 1.0:
+        alphas = sorted({*alphas, own})
     found = sweep(
         zero_shot,
         tuned,
@@ -118,6 +173,6 @@ def sweep_run(
         del first["splits"], first["alpha"]
         points = [{"alpha": alpha, "splits": scores.splits} for alpha, scores in found.items()]
         write_json(subject.run / "scores" / f"{suite.name}.sweep.json", {**first, "points": points})
-        if 1.0 in found:
-            found[1.0].write(subject.run / "scores")
+        if own in found:
+            found[own].write(subject.run / "scores")
     return found

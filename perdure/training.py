@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from . import optim, zoo
+from . import optim, towers, zoo
 from .data.datasets import Dataset, open_dataset, templates_for
 from .data.loading import Loader
 from .errors import DataError, DivergedError
@@ -136,11 +136,14 @@ class Work:
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
             total,
-            () if getattr(dataset, "captioned", False) else dataset.classes,
+            () if dataset.captioned else dataset.classes,
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
+            recipe.seed,
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
+        if recipe.run.checkpointing:
+            towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
         validation = {name: _open(data, name) for name in recipe.validate.splits}
         return cls(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -102,7 +103,22 @@ def run_at(module: nn.Module, weights: Weights, *args: Any) -> Any:
             f"the module has no tensor named {_some(unknown)}; "
             "names are those of named_parameters() and named_buffers()."
         )
-    return functional_call(module, dict(weights), args)
+    with _keeping_activations(module):
+        return functional_call(module, dict(weights), args)
+
+
+@contextmanager
+def _keeping_activations(module: nn.Module) -> Iterator[None]:
+    """Suspend gradient checkpointing, which would compute again with the module's own weights."""
+    parts = list(module.modules()) if torch.is_grad_enabled() else []
+    able: list[Any] = [part for part in parts if getattr(part, "grad_checkpointing", False)]
+    for part in able:
+        part.grad_checkpointing = False
+    try:
+        yield
+    finally:
+        for part in able:
+            part.grad_checkpointing = True
 
 
 def ema(decay: float) -> Mix:
@@ -178,7 +194,7 @@ def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) ->
     alpha = (4.0 * time * (1.0 - time)) ** (beta - 1.0)
     mass = np.cumsum(alpha)
     # Very large beta underflows at the start, where the next update then takes all the mass.
-    shares = np.divide(alpha, mass, out=np.ones_like(alpha), where=mass > 0).tolist()
+    shares = np.divide(alpha, mass, out=np.ones_like(alpha), where=mass > 0)
 
     def share(k: int) -> float:
         if not 1 <= k <= updates:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import WeightsError, nearest
+from .extras import explain, require
 from .files import read_json
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def load(name: str, weights: str | None = None) -> Predictor:
 
     Raises:
         WeightsError: If there is no such model, weights do not fit it, or a file is unreadable.
+        DependencyError: If it needs a package that is missing.
     """
     if name in MODELS:
         return _open_directory(_ASSETS / name, name, weights)
@@ -68,9 +70,10 @@ def load(name: str, weights: str | None = None) -> Predictor:
         from .predictor import Predictor
 
         _refuse_second(name, weights)
-        return Predictor.load(Path(name))
+        return Predictor.load(Path(name)).fold()
     if name.startswith("hf-hub:"):
         _refuse_second(name, weights)
+        require("huggingface_hub", name)
         return _create(name, None, quick_gelu=False)
     return _open_architecture(name, weights)
 
@@ -131,15 +134,16 @@ def _open_architecture(name: str, weights: str | None) -> Predictor:
             f"{name} is an architecture without weights; name them as one of its tags "
             f"({', '.join(tags) or 'it has none'}) or as the path of a state dict."
         )
+    from .towers import build, fill, read_weights, require_text_tower
+
     if weights in tags:
+        require_text_tower(open_clip.get_model_config(name)["text_cfg"])
         return _create(name, weights, quick_gelu=_quick_gelu(name, weights))
     if weights != "random" and not Path(weights).is_file():
         raise WeightsError(
             f"no weights {weights!r} for {name}; {nearest(weights, tags)} allowed are its tags "
             f"({', '.join(tags) or 'it has none'}), the path of a state dict, and 'random'."
         )
-    from .towers import build, fill, read_weights
-
     config = open_clip.get_model_config(name)
     clip = build(config)
     if weights != "random":
@@ -176,6 +180,7 @@ def _create(name: str, tag: str | None, *, quick_gelu: bool) -> Predictor:
         )
         config = open_clip.get_model_config(name)
     except Exception as error:  # the hub, requests, json and torch each raise their own
+        explain(error, name)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise WeightsError(
             f"cannot get the weights of {name}{f'/{tag}' if tag else ''}: {reason}. They are "

@@ -27,6 +27,12 @@ hypothesis.settings.load_profile("perdure")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=10, help="how often a run is killed in tests/slow/test_kill.py"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
     random.seed(0)

@@ -16,21 +16,24 @@ import pytest
 ROOT = Path(__file__).parent.parent / "perdure"
 
 ROWS = [
-    "errors files documents signals",
-    "weights batch contrastive losses metrics collective",
+    "errors files documents signals extras rundir processes",
+    "weights batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
     "towers inputs stored predictor zoo learner method teacher distillation objective",
     "adapters peft_format compression",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "data.tables data.class_names data.folders data.layout data.own",
-    "data.emojishift data.datasets data.sampling data.loading data.suites",
-    "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer",
+    "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
+    "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",
+    "alpha_rules alpha_weights alpha_report alpha_hidden alpha_layers alpha_dynamic alpha",
+    "grids",
     "preflight calibration predicting exporting doctor",
-    "groups tables reporting figures console demo cli_show cli_tools cli_work cli __main__",
+    "groups tables reporting ablate figures",
+    "console demo cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

@@ -47,8 +47,16 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
         {"strength": 0},
         {"contrastive": "mpm_nce", "margin": 0.05},
     ),
+    "radapter": (
+        {"rank_image": 4, "rank_text": 2, "bias": True, "drop_mode": "token", "average_every": 4},
+        {"drop": 0.5, "drop_mode": "sample", "momentum": 0, "gate": None, "margin": 0},
+        {"contrastive": "info_nce", "teacher": {"teacher": "ema", "class_weight": 1}},
+    ),
 }
 """Settings, besides the defaults, under which a method takes other paths."""
+
+TRANSFORMERS_ONLY = {"radapter"}
+"""Methods that need transformer blocks, and so leave a ResNet image tower alone."""
 
 TABLES = [{"name": name, **options} for name in METHODS for options in ({}, *OPTIONS.get(name, ()))]
 
@@ -66,6 +74,9 @@ def contract(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def build(table: dict[str, Any], tower: str) -> Learner:
+    if tower == "resnet" and table["name"] in TRANSFORMERS_ONLY:
+        table = {**table, "towers": ["text"]}
+
     def zeroshot() -> Predictor:
         return zoo.random_clip(**TOWERS[tower])
 
@@ -224,7 +235,7 @@ def test_what_is_saved_scores_like_what_was_trained(
     assert changed(values(plain.clip), values(folded.clip)) == set()
     if exported.head is None:
         assert torch.equal(logits(plain), logits(folded))
-        torch.testing.assert_close(logits(folded), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits(folded), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,6 +6,7 @@ sorted folders (or of the numbers that are labels). `templates.txt` holds one pr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -119,6 +120,48 @@ def read_templates(file: Path) -> tuple[str, ...] | None:
     return tuple(line for _, line in lines)
 
 
+def read_list(file: Path, what: str) -> tuple[str, ...]:
+    """Read class names or templates that somebody lists, whatever their data are.
+
+    Args:
+        file: As `classes.txt`, where of 'folder<TAB>name' the name counts; one template per line;
+            or JSON: a list of texts, or an object that holds one under `what`, such as
+            model/classes.json of a run.
+        what: "classes" or "templates".
+
+    Raises:
+        DataError: If it cannot be read, is empty, or a text stands twice.
+    """
+    if file.suffix.lower() == ".json":
+        texts = _json_list(file, what)
+    else:
+        lines = _numbered(file)
+        tabs = what == "classes" and any("\t" in line for _, line in lines)
+        texts = list(_pairs(file, lines).readable) if tabs else [line for _, line in lines]
+    texts = [text.strip() for text in texts if text.strip()]
+    twice = sorted({text for text in texts if texts.count(text) > 1})
+    if not texts or twice:
+        fault = f"names {', '.join(map(repr, twice[:3]))} more than once" if twice else "is empty"
+        raise DataError(f"the file of {what} {file} {fault}; write each of them on its own line.")
+    return tuple(texts)
+
+
+def _json_list(file: Path, what: str) -> list[str]:
+    try:
+        found = json.loads(read_lines(file))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"cannot read {what} from {file} ({error}); expected a JSON list of texts."
+        ) from None
+    found = found.get(what) if isinstance(found, dict) else found
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise DataError(
+            f"{file} holds no list of {what}; expected a JSON list of texts, or an object with one "
+            f"under {what!r}."
+        )
+    return found
+
+
 def _pairs(file: Path, lines: Sequence[tuple[int, str]]) -> Names:
     keys, readable = [], []
     for number, line in lines:
@@ -151,8 +194,10 @@ def _unique(names: Names) -> Names:
 
 def _lines(file: Path) -> list[tuple[int, str]] | None:
     """Return numbers and contents of the lines that are not blank; None without the file."""
-    if not file.exists():
-        return None
+    return _numbered(file) if file.exists() else None
+
+
+def _numbered(file: Path) -> list[tuple[int, str]]:
     lines = enumerate(read_lines(file).split("\n"), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
 

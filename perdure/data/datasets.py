@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import DataError, nearest
+from .prompts import SETS
 
 if TYPE_CHECKING:  # listing data sets must not import torch
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
+
+_HALVES = ("seen", "hidden")
 
 
 class Dataset(Protocol):
@@ -31,11 +36,56 @@ class Dataset(Protocol):
     def classes(self) -> tuple[str, ...]:
         """Names as they stand in prompts."""
 
+    @property
+    def captioned(self) -> bool:
+        """Whether `classes` are captions of the images, which are no classes of a task."""
+
     def __len__(self) -> int:
         """Return the number of images, N."""
 
     def image(self, index: int) -> Tensor:
         """Return one image, (3, H, W), uint8; callers do not change it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """The images of some classes of a data set, in its order; labels count within these classes."""
+
+    whole: Dataset
+    kept: NDArray[np.int64]
+    """(C,), ascending: the classes, as the whole counts them"""
+
+    @property
+    def name(self) -> str:
+        """As the whole."""
+        return self.whole.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names as they stand in prompts."""
+        return tuple(self.whole.classes[label] for label in self.kept)
+
+    @property
+    def captioned(self) -> bool:
+        """False: captions are not divided."""
+        return self.whole.captioned
+
+    @cached_property
+    def _indices(self) -> NDArray[np.int64]:
+        return np.flatnonzero(np.isin(self.whole.labels, self.kept))
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,), index into `classes`."""
+        return np.searchsorted(self.kept, self.whole.labels[self._indices])
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._indices)
+
+    def image(self, index: int) -> Tensor:
+        """Return one image, (3, H, W), uint8."""
+        return self.whole.image(int(self._indices[index]))
 
 
 @dataclass(frozen=True)
@@ -78,13 +128,15 @@ def open_dataset(
         root: Directory of the files; None for embedded data.
         seed: Of whatever the data set draws: few-shot subsets, rendered training images.
         shots: Images per class; None for all.
-        classes: "all", or the name of a part that the data set defines, such as "base".
+        classes: "all", or the name of a part that the data set defines, such as "base"; followed
+            by "/seen-0" or "/hidden-0" for one of two random halves of it (1, 2, ... divide anew).
 
     Raises:
         DataError: If name, split or part are unknown, or files are missing under `root`.
     """
     reader = _reader(name)
-    options: dict[str, Any] = {"seed": seed, "shots": shots, "classes": classes}
+    part, divided, half = classes.partition("/")
+    options: dict[str, Any] = {"seed": seed, "shots": shots, "classes": part}
     if reader.embedded:
         if root is not None:
             raise DataError(
@@ -95,22 +147,51 @@ def open_dataset(
             raise DataError(f"{name} needs the directory of its files; set data.root.")
         options["root"] = root.expanduser()
     opener: Callable[..., Dataset] = _target(reader.opener)
-    return opener(split, **options)
+    opened = opener(split, **options)
+    return _half(opened, half) if divided else opened
 
 
 def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
     """Return the prompts that suit a data set, each with {} for the class name.
 
     Args:
-        name: One of `DATASETS`.
-        root: Where its files are, which may bring prompts of their own.
+        name: One of `DATASETS`, or of `prompts.SETS`.
+        root: Where the files of the data set are, which may bring prompts of their own.
 
     Raises:
-        DataError: If there is no such data set, or its prompts are malformed.
+        DataError: If there is neither, or the prompts are malformed.
     """
+    if name in SETS:
+        return SETS[name]()
+    if name not in DATASETS:
+        known = ", ".join((*SETS, *DATASETS))
+        raise DataError(
+            f"there are no templates {name!r}. Known: {known}. "
+            f"{nearest(name, (*SETS, *DATASETS))}".rstrip()
+        )
     found = _target(_reader(name).templates)
     templates: tuple[str, ...] = found(root) if callable(found) else found
     return templates
+
+
+def _half(whole: Dataset, name: str) -> Half:
+    """Return one of two halves of the classes; which classes, depends on their number alone."""
+    which, _, number = name.partition("-")
+    if which not in _HALVES or not number.isdecimal():
+        raise DataError(
+            f"there is no half {name!r} of the classes; write seen-0 or hidden-0, with any number "
+            "for 0: data.classes=all/seen-0."
+        )
+    count = len(whole.classes)
+    if count < 4 or whole.captioned:
+        found = "captions" if whole.captioned else f"{count} classes"
+        raise DataError(
+            f"{whole.name} has {found}, which cannot be divided in halves that are tasks of their "
+            "own; 4 or more classes are needed."
+        )
+    order = np.random.default_rng((3, int(number))).permutation(count)
+    middle = (count + 1) // 2
+    return Half(whole, np.sort(order[:middle] if which == "seen" else order[middle:]))
 
 
 def _reader(name: str) -> Reader:

@@ -103,6 +103,7 @@ class EmojiShift:
     draw: Callable[[Sequence[int]], Tensor]
     """Renders the images of some indices"""
     name: str = "emojishift"
+    captioned: bool = False
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import DataError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-"""Endings of files that count as pictures in folders"""
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+"""Endings of files that count as pictures in folders; one that is named itself may have another"""
 
 
 def class_folders(source: Path) -> list[Path]:

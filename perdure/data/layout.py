@@ -116,7 +116,7 @@ class Own:
         if split not in self.splits:
             raise DataError(
                 f"{self.root} has no split {split!r}; found: {', '.join(self.splits)}. Splits are "
-                f"folders or tables named train, val, test or {SHIFTED}NAME, or the values of a "
+                f"folders or tables named {', '.join(_NAMED)} or {SHIFTED}NAME, or values of a "
                 f"column 'split'. {nearest(split, self.splits)}".rstrip()
             )
         source = self.parts.get(split, self.root)
@@ -124,6 +124,11 @@ class Own:
             listing = self._folders(source, None if self.parts else split)
         else:
             listing = self._pictures(split)
+        if not listing.files:
+            raise DataError(
+                f"split {split!r} of {self.root} is empty: each class holds out one picture in "
+                f"{HELD_OUT}, but none has two. Add pictures, or folders train and val."
+            )
         missing = sorted(set(range(len(listing.classes))) - set(listing.labels))
         if split == "train" and missing:
             raise DataError(

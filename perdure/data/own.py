@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +24,7 @@ TEMPLATES = ("a photo of a {}.",)
 CAPTION_TEMPLATES = ("{}",)
 """Prompts of captions, which are whole texts"""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What is decoded, whatever the file's ending; others have decoders that run programs"""
 
 _SHOTS = 3
@@ -89,6 +93,13 @@ def open_own(
     )
 
 
+def unlabelled(files: Sequence[Path]) -> OwnPictures:
+    """Return pictures of which nobody knows the labels: all are 0, and there are no classes."""
+    return OwnPictures(
+        tuple(files), np.zeros(len(files), dtype=np.int64), (), captioned=False, name="pictures"
+    )
+
+
 def own_templates(root: Path | None) -> tuple[str, ...]:
     """Return the prompts of own data: those of `templates.txt`, or plain ones.
 
@@ -102,16 +113,18 @@ def own_templates(root: Path | None) -> tuple[str, ...]:
 
 
 def decode(file: Path) -> Tensor:
-    """Decode a picture as its camera was held, (3, H, W), uint8, RGB.
+    """Decode a picture as its camera was held, (3, H, W), uint8, RGB; of several frames the first.
 
     Raises:
         DataError: If the file is missing, damaged or of another format.
     """
     try:
-        with Image.open(file, formats=FORMATS) as opened:
+        with open_picture(file) as opened:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits; pillow would cut off, not scale
-                picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+                picture = _eight_bits(np.asarray(picture))
+            elif picture.mode == "F":
+                raise ValueError("its pixels are real numbers, whose range nobody knows")
             pixels = np.array(picture.convert("RGB"))
     except Exception as error:  # pillow's decoders raise whatever they meet
         reason = str(error).strip() or type(error).__name__
@@ -120,6 +133,22 @@ def decode(file: Path) -> Tensor:
             f"{', '.join(FORMATS)} files. Replace it, or take it out of the data."
         ) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def open_picture(file: Path) -> Iterator[Image.Image]:
+    """Open a picture; pillow refuses those of more than 179 million pixels, and is right."""
+    with warnings.catch_warnings():
+        # From half that size on it warns, with lines that say nothing about the file.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as opened:
+            yield opened
+
+
+def _eight_bits(pixels: NDArray[Any]) -> Image.Image:
+    if pixels.size and not 0 <= pixels.min() <= pixels.max() < 1 << 16:
+        raise ValueError(f"its pixels go from {pixels.min()} to {pixels.max()}, not 0 to 65535")
+    return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
 def _few(listing: Listing, shots: int, seed: int) -> NDArray[np.int64]:

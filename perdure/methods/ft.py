@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..batch import Batch, Step
@@ -40,12 +40,9 @@ class Ft:
 
     def build(self, student: Predictor, context: Context) -> Learner:
         """Put a zero-shot head on the student, unless it already has one for these classes."""
-        ensure_head(student, context)
-        assert student.head is not None
-        if self.train == "head":
-            train_only(student, student.head)
-        else:
-            train_only(student, student.clip.visual, student.head)
+        head = ensure_head(student, context)
+        parts = (head,) if self.train == "head" else (student.clip.visual, head)
+        train_only(student, *parts)
         return FtLearner(student, self)
 
 
@@ -78,8 +75,11 @@ class FtLearner(Learner):
         return self
 
 
-def ensure_head(student: Predictor, context: Context) -> None:
+def ensure_head(student: Predictor, context: Context) -> nn.Module:
     """Give the student a zero-shot head for the task's classes, unless it has one for them.
+
+    Returns:
+        The head.
 
     Raises:
         TaskError: If the task has no class names.
@@ -91,6 +91,8 @@ def ensure_head(student: Predictor, context: Context) -> None:
         )
     if student.head is None or student.classes != context.classes:
         student.set_head(context.classes, context.templates)
+    assert student.head is not None
+    return student.head
 
 
 def cross_entropy(student: Predictor, batch: Batch, smoothing: float) -> Tensor:

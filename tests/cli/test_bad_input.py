@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,42 @@ def test_a_state_of_a_newer_format_is_refused(perdure: Perdure, copy: Path) -> N
     refused(perdure, copy, *RESUME, says=("another format than 1", "env.json"))
 
 
+NEWER: dict[str, tuple[object, ...]] = {
+    "resume": ("train", "mine.yaml", "--out", "finished", "--resume"),
+    "init": ("train", "mine.yaml", "--out", "x", "--set", "model.init=finished"),
+    "eval": ("eval", "finished", "--limit", 8),
+    "merge": ("merge", "soup", "finished", "--out", "x"),
+    "report": ("report", "finished"),
+    "predict": ("predict", "finished", ".", "--classes", "mine.yaml"),
+    "calibrate": ("calibrate", "finished"),
+    "export": ("export", "finished", "--to", "open_clip", "--out", "x"),
+}
+
+
+@pytest.mark.parametrize("verb", NEWER)
+def test_a_run_of_a_newer_version_is_refused_by_every_verb(
+    perdure: Perdure, copy: Path, verb: str
+) -> None:
+    (copy / "picture.png").write_bytes(b"")
+    file = copy / "finished" / "env.json"
+    record = json.loads(file.read_text())
+    assert record["format"] == 1
+    record["format"], record["versions"]["perdure"] = 2, "9.1"
+    file.write_text(json.dumps(record))
+    says = ("finished has format 2", "written by perdure 9.1", "reads formats up to 1")
+    refused(perdure, copy, *NEWER[verb], says=says)
+
+
+def test_a_run_older_than_its_number_is_read(perdure: Perdure, copy: Path) -> None:
+    file = copy / "finished" / "env.json"
+    record = json.loads(file.read_text())
+    del record["format"]
+    file.write_text(json.dumps(record))
+    assert perdure("eval", "finished", "--limit", 8).code == 0
+    file.unlink()
+    assert perdure(*NEWER["resume"]).code == 0
+
+
 def test_a_state_of_another_model_is_refused(perdure: Perdure, copy: Path) -> None:
     state = complete_states(copy / "stopped" / "state")[-1]
     random_clip(embed_dim=16).save(copy / "small")
@@ -135,8 +172,8 @@ def test_a_result_cut_short_is_refused(perdure: Perdure, copy: Path, cut: int) -
 
 def test_a_result_of_a_newer_format_is_refused(perdure: Perdure, copy: Path) -> None:
     file = copy / "finished" / "predictor" / "predictor.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
-    refused(perdure, copy, "eval", "finished", says=("has format 2", "reads format 1"))
+    file.write_text(file.read_text().replace('"format": 1', '"format": 3'))
+    refused(perdure, copy, "eval", "finished", says=("has format 3", "reads formats 1 and 2"))
 
 
 def test_a_recipe_with_a_key_of_a_newer_version_is_refused(perdure: Perdure, copy: Path) -> None:
@@ -267,3 +304,15 @@ def test_a_missing_extra_is_named_with_its_command(
     monkeypatch.setitem(METHODS, "elsewhere", entry)
     arguments = ("train", "emojishift/ft", "--out", "x", "--set", "method.name=elsewhere")
     refused(perdure, tmp_path, *arguments, says=("elsewhere", "cannot be imported"))
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    perdure: Perdure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    says = ("hf-hub:a/b needs the package huggingface_hub", "pip install huggingface_hub")
+    refused(perdure, tmp_path, "eval", "hf-hub:a/b", "--out", "x", says=says)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    model = ("--set", "model.name=roberta-ViT-B-32", "--set", "model.weights=random")
+    says = ("the text tower roberta-base needs", "pip install 'perdure[hf]'")
+    refused(perdure, tmp_path, "train", "emojishift/flyp", "--out", "x", *model, says=says)

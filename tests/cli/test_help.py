@@ -22,6 +22,8 @@ VERBS = (
     "calibrate",
     "export",
     "doctor",
+    "alpha",
+    "ablate",
 )
 
 LIGHT = (
@@ -30,6 +32,8 @@ LIGHT = (
     ("train", "--help"),
     ("predict", "--help"),
     ("doctor", "--help"),
+    ("alpha", "--help"),
+    ("ablate", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,26 @@ def test_folders_train_and_score_with_their_shift(perdure: Perdure, pictures: Pa
     assert set(validations[0]) == {"val"}
 
 
+def test_a_run_is_calibrated_on_the_data_of_its_recipe(perdure: Perdure, pictures: Path) -> None:
+    code, error = train(perdure, "own/flyp", pictures, "optim.epochs=1")
+    assert code == 0, error
+    assert perdure("merge", "wise-ft", "perdure-tiny", "run", "--alpha", "0.5", "--out", "half")
+    for run in ("run", "half"):
+        fitted = json.loads(perdure("calibrate", run, "--json").out)
+        assert (fitted["suite"], fitted["dataset"], fitted["n"]) == ("own", "own", 6)
+    moved = pictures.rename(pictures.with_name("moved"))
+    lost = perdure("calibrate", "run")
+    assert lost.code == 2
+    assert "add --data ROOT" in " ".join(lost.err.split())
+    assert perdure("calibrate", "run", "--data", moved).code == 0
+    assert perdure("calibrate", "run", "--suite", "own", "--data", moved).code == 0
+    # Pictures that scores are reported on are never looked at.
+    shutil.rmtree(moved / "test")
+    refused = perdure("calibrate", "run", "--data", moved)
+    assert refused.code == 2
+    assert "scores split val itself" in " ".join(refused.err.split())
+
+
 def test_a_head_trains_on_folders_without_splits(perdure: Perdure, pictures: Path) -> None:
     code, error = train(
         perdure,
@@ -144,3 +165,21 @@ def test_own_needs_a_place(perdure: Perdure, tmp_path: Path) -> None:
         assert answer.code == 2, arguments
         assert "root" in answer.err or "--data" in answer.err or "directory" in answer.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_own_data_calibrate_a_run_unless_nothing_is_wrong_with_them(
+    perdure: Perdure, pictures: Path
+) -> None:
+    kept = perdure("eval", "perdure-tiny", "--suite", "own", "--data", pictures, "--out", "zero")
+    assert kept.code == 0, kept.err
+    arguments = ("calibrate", "zero", "--suite", "own", "--data", pictures, "--json")
+    refused = perdure(*arguments)
+    assert refused.code == 2
+    assert "all 6 pictures of `val` are classified correctly" in " ".join(refused.err.split())
+    assert not Path("zero/calibration.json").exists()
+    draw(pictures / "val" / "green_leaf" / "wrong.png", COLOURS["red_cup"], 0)
+    fitted = perdure(*arguments)
+    assert fitted.code == 0, fitted.err
+    found = json.loads(fitted.out)
+    assert (found["suite"], found["split"], found["n"]) == ("own", "val", 7)
+    assert found["nll_after"] <= found["nll_before"]

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from .conftest import Perdure
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_dry_run_tells_and_writes_nothing(
@@ -58,6 +64,11 @@ WRONG = [
     (("predict", "perdure-tiny", "x.png"), "cannot be read: x.png"),
     (("predict", "perdure-tiny", "x.png", "--format", "jsn"), "did you mean 'json'"),
     (("predict", "runs/nowhere", "x.png"), "runs/nowhere"),
+    (("predict", "perdure-tiny", "x.png", "--out", "."), "is a directory"),
+    (("predict", "perdure-tiny", "x.png", "--out", "x.png/rows.csv"), "cannot write x.png/rows"),
+    (("predict", "perdure-tiny", "x.png", "--threads", "0"), "--threads"),
+    (("eval", "perdure-tiny", "--device", "gpu"), "the device is 'gpu'"),
+    (("eval", "perdure-tiny", "--device", "cuda:99"), "the device is 'cuda:99'"),
     (("calibrate", "perdure-tiny"), "is not a run"),
     (("calibrate", "runs", "--suite", "emojishft"), "did you mean 'emojishift'"),
     (("export", "perdure-tiny", "--out", "x.png"), "exists already"),
@@ -105,3 +116,21 @@ def test_classes_and_prompts_are_those_of_the_training(
         found = json.loads(perdure("predict", run, "one.png", "--json").out)
         assert (found["classifier"], found["templates"]) == ("text", ["my {}", "your {}"])
         assert len(found["classes"]) == 40
+
+
+def test_any_name_that_a_file_can_have_is_written_and_printed(tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/n\xff \xc3\xa9, .bmp"
+    with open(odd, "wb") as file:
+        Image.new("RGB", (40, 40)).save(file, "BMP")
+    (tmp_path / "names.txt").write_text("cup\nleaf\n")
+    command = [sys.executable, "-m", "perdure", "predict", "perdure-tiny", odd]
+    command += ["--classes", "names.txt"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(ROOT)}
+    for extra in ([], ["--out", "rows.csv"]):
+        done = subprocess.run(
+            [*command, *extra], cwd=tmp_path, env=environment, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    _, row = (tmp_path / "rows.csv").read_bytes().splitlines()
+    assert row.startswith(b'"' + odd + b'",')
+    assert done.stdout == b""

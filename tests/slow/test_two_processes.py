@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from perdure.method import METHODS
@@ -23,11 +25,16 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "ft": ({}, {"train": "head", "head_decay": 1e-3}),
     "flyp": ({}, {"smoothing": 0.1}, {"contrastive": "mpm_nce", "margin": 0.05}),
     "tracer": ({}, {"teacher": "ema", "class_weight": 1, "orthogonality_weight": 0.1}),
+    "radapter": (
+        {"rank_text": 2},
+        {"drop": 0.5, "drop_mode": "sample", "teacher": {"teacher": "static"}},
+    ),
 }
 TABLES = [{"name": name, **options} for name in METHODS for options in SETTINGS.get(name, ({},))]
 
 # One pair of processes serves all methods: starting it costs more than all that it computes.
-# Batches of 33 never divide evenly, and the last of 80 images has 14. SGD, because AdamW turns the
+# Batches of 33 never divide evenly, and the last of 80 images has 14; after batches of 79 one image
+# is left, and the second process has none. SGD, because AdamW turns the
 # rounding noise of gradients that are zero in theory, those of key biases, into whole steps.
 WORKER = """
 import json, sys
@@ -49,25 +56,26 @@ runtime = Runtime("cpu", threads=1)
 runtime.close = lambda: None
 dataset = open_dataset("emojishift", "train", shots=1, seed=0)
 templates = ("a photo of a {}", "an image of the {}")
-spec = OptimSpec(optimizer="sgd", lr=0.02, batch_size=33, steps=4, weight_decay=0.01)
-for number, table in enumerate(tables):
+jobs = [(number, table, size) for number, table in enumerate(tables) for size in (33, 79)]
+for number, table, size in jobs:
+    spec = OptimSpec(optimizer="sgd", lr=0.02, batch_size=size, steps=3, weight_decay=0.01)
     student = zoo.random_clip()
     loader = Loader(
-        dataset, student.preprocess, student.tokenizer, templates, batch_size=33, seed=0,
+        dataset, student.preprocess, student.tokenizer, templates, batch_size=size, seed=0,
         augment="flip-shift", trim=student.trim, rank=runtime.rank, world_size=runtime.world_size,
     )
-    context = Context(4, dataset.classes, templates, zoo.random_clip)
+    context = Context(3, dataset.classes, templates, zoo.random_clip)
     learner = parse_method(table).build(student, context).train()
-    optimizer, schedule = optim.make(learner, spec, 4)
+    optimizer, schedule = optim.make(learner, spec, 3)
     found = {}
-    for tick in steps(learner, loader.batches(0, 4), optimizer, schedule, runtime):
+    for tick in steps(learner, loader.batches(0, 3), optimizer, schedule, runtime):
         for name, parameter in learner.named_parameters():
             if parameter.grad is not None:
                 found[f"gradient {tick.step} {name}"] = parameter.grad.clone().numpy()
         found[f"terms {tick.step}"] = np.array([tick.terms[name] for name in sorted(tick.terms)])
     found |= {f"weight {name}": value.numpy() for name, value in learner.state_dict().items()}
     if runtime.is_main:
-        np.savez(out / f"{number}.npz", **found)
+        np.savez(out / f"{number}-{size}.npz", **found)
 
 clip = zoo.random_clip()
 for limit in (1, 7, 64):  # one image: the second process has none
@@ -110,18 +118,22 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return places
 
 
+@pytest.mark.xdist_group("outputs")
+@pytest.mark.parametrize("size", [33, 79])
 @pytest.mark.parametrize("number", range(len(TABLES)), ids=[str(table) for table in TABLES])
 def test_gradients_terms_and_weights_are_those_of_one_process(
-    outputs: dict[int, Path], number: int
+    outputs: dict[int, Path], number: int, size: int
 ) -> None:
-    one, two = (dict(np.load(outputs[count] / f"{number}.npz")) for count in (1, 2))
+    one, two = (dict(np.load(outputs[count] / f"{number}-{size}.npz")) for count in (1, 2))
     assert one.keys() == two.keys()
-    assert any(name.startswith("gradient 3 ") for name in one)  # the short batch
+    short = 3 if size == 33 else 2
+    assert any(name.startswith(f"gradient {short} ") for name in one)
     for name, value in one.items():
         size = max(1.0, float(np.abs(value).max()))
         assert np.abs(value - two[name]).max() <= 1e-5 * size, name
 
 
+@pytest.mark.xdist_group("outputs")
 @pytest.mark.parametrize("limit", [1, 7, 64])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sharded_scores_are_in_the_order_of_the_data(
@@ -161,14 +173,16 @@ def test_a_run_resumed_with_another_number_of_processes_sees_the_same_examples(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     runs = {}
     for name, processes in (("whole", 1), ("parts", before)):
-        done = perdure(processes, tmp_path, "train", "recipe.yaml", "--out", name)
+        change = ("--set", "run.checkpointing=true") if name == "parts" else ()
+        done = perdure(processes, tmp_path, "train", "recipe.yaml", "--out", name, *change)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("Finished") == 1
         runs[name] = tmp_path / name
     # Back to step 3, as a kill after it would have left it.
     for file in ("predictor/predictor.json", "state/step_00000006/COMPLETE"):
         (runs["parts"] / file).unlink()
-    done = perdure(after, tmp_path, "train", "recipe.yaml", "--out", "parts", "--resume")
+    arguments = ("--out", "parts", "--resume", "--set", "run.checkpointing=true")
+    done = perdure(after, tmp_path, "train", "recipe.yaml", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Resumed after step 3 of 6.") == 1
     one, two = (load_file(runs[name] / "predictor" / "predictor.safetensors") for name in runs)
@@ -200,3 +214,92 @@ def test_the_command_line_trains_and_scores_with_two_processes(tmp_path: Path) -
         for name, entry in answers[0].items():
             assert entry["accuracy"] == answers[1][name]["accuracy"]
             assert entry["nll"] == pytest.approx(answers[1][name]["nll"], rel=1e-4)
+
+
+# Also one pair for all verbs that score.
+VERBS = """
+import json, sys
+from perdure.cli import main
+from perdure.runtime import Runtime
+
+group = Runtime("cpu", threads=1)  # processes can meet only once, so the verbs find them together
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert not end.code, arguments
+group.close()
+"""
+
+
+def draw(folder: Path, count: int) -> None:
+    """Write noise of two classes, an odd number of pictures for two processes."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        place = folder / ("cup", "leaf")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(place / f"{number:02}.png")
+
+
+def test_rows_are_in_the_order_of_the_pictures_and_written_once(tmp_path: Path) -> None:
+    for split, count in (("train", 6), ("val", 9), ("test", 7)):
+        draw(tmp_path / "data" / split, count)
+    (tmp_path / "verbs.py").write_text(VERBS)
+    changes = ("data.root=data", "model.name=perdure-tiny", "model.weights=null")
+    changes += ("optim.batch_size=1", "optim.epochs=1", "run.device=cpu")
+    train = ["train", "own/flyp", *(part for one in changes for part in ("--set", one))]
+    found = {}
+    for processes in (1, 2):
+        run, table = f"run-{processes}", f"rows-{processes}.csv"
+        verbs = [
+            [*train, "--out", run],  # the second process never has an example
+            ["calibrate", run],
+            ["predict", run, "data/test", "--out", table, "--batch-size", "2"],
+            ["predict", run, "data/test/cup/00.png"],  # again none
+            ["eval", run, "--suite", "own", "--data", "data", "--temperature"],
+        ]
+        done = launch(processes, "verbs.py", json.dumps(verbs), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for text in ("Finished", "Wrote run", "image,prediction", "own\n"):
+            assert done.stdout.count(text) == 1, text
+        for text in ("Training on", f"Wrote {table}", "scoring"):
+            assert done.stderr.count(text) == 1, text
+        with (tmp_path / table).open() as file:
+            rows = list(csv.DictReader(file))
+        found[processes] = (
+            [row["image"] for row in rows],
+            [float(row["p:cup"]) for row in rows],
+            json.loads((tmp_path / run / "calibration.json").read_text())["temperature"],
+            json.loads((tmp_path / run / "scores" / "own.json").read_text())["splits"]["id"]["nll"],
+        )
+        assert not list(tmp_path.rglob(".unfinished-*"))
+    one, two = found.values()
+    files = sorted((tmp_path / "data" / "test").rglob("*.png"))
+    assert one[0] == two[0] == [str(file.relative_to(tmp_path)) for file in files]
+    for first, second in zip(one[1:], two[1:], strict=True):
+        assert second == pytest.approx(first, abs=1e-4)
+
+
+def test_what_both_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
+    done = perdure(2, tmp_path, "train", "emojishift/tracr", "--out", "run")
+    assert done.returncode != 0
+    assert done.stderr.count("Error: there is no recipe 'emojishift/tracr'") == 1
+    assert done.stderr.count("exitcode  : 2 ") == 2  # torchrun's report
+    assert "did you mean 'emojishift/tracer'" in done.stderr.splitlines()[-2]
+    assert "perdure/cli.py" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_finds_wrong_is_said_by_it(tmp_path: Path) -> None:
+    draw(tmp_path / "data" / "test", 4)
+    victim = tmp_path / "data" / "test" / "leaf" / "03.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    arguments = ("eval", "perdure-tiny", "--suite", "own", "--data", "data", "--out", "run")
+    done = perdure(2, tmp_path, *arguments)
+    assert done.returncode != 0
+    assert done.stderr.count("Error: ") - done.stderr.count("ChildFailedError: ") == 1
+    assert "Error: cannot read the picture data/test/leaf/03.png" in done.stderr
+    assert done.stderr.count("exitcode  : 2 ") == 2
+    assert "perdure/cli.py" not in done.stderr
+    assert not list((tmp_path / "run").glob("scores/*"))

@@ -30,6 +30,7 @@ class Blobs:
 
     name = "blobs"
     classes = NAMES
+    captioned = False
 
     def __init__(self, n: int = 24) -> None:
         self.labels: NDArray[np.int64] = np.arange(n) % len(NAMES)

@@ -25,6 +25,7 @@ class Toy:
     size: int = 40
     classes: tuple = CLASSES
     name: str = "toy"
+    captioned: bool = False
     broken: int = -1
 
     def __len__(self):

@@ -114,3 +114,9 @@ def test_fused_and_plain_adamw_agree():
             optimizer.step()
         results.append(layer.weight.detach().clone())
     assert torch.allclose(*results, atol=1e-7)
+
+
+def test_a_constant_rate_stays_after_the_warm_up():
+    _, factor = optim.make(Plain(random_clip()), spec(warmup_steps=4, schedule="constant"), 10)
+    assert [factor(step) for step in (1, 2, 4, 5, 10)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    assert optim.warmup_constant(0)(1) == 1.0

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from perdure.data.datasets import open_dataset, templates_for
+from perdure.data.folders import PICTURES
 from perdure.data.layout import find_own
-from perdure.data.own import decode
+from perdure.data.own import decode, unlabelled
 from perdure.data.suites import suite
 from perdure.data.tables import read_table
 from perdure.errors import DataError
@@ -90,6 +91,14 @@ def test_undivided_folders_hold_out_a_part_that_stays_the_same(tmp_path: Path) -
     files = [set(find_own(tmp_path).listing(split).files) for split in ("train", "val")]
     assert not files[0] & files[1]
     assert find_own(tmp_path).listing("val") == find_own(tmp_path).listing("val")
+
+
+def test_single_pictures_leave_nothing_to_hold_out(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        draw(tmp_path / name / "1.png")
+    assert len(open_dataset("own", "train", tmp_path)) == 2
+    assert "'val'" in (message := refusal(tmp_path, "val"))
+    assert "none has two" in message
 
 
 def test_shots_are_a_seeded_subset(tmp_path: Path) -> None:
@@ -208,9 +217,9 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither split test nor val"):
         suite("own", root)
     (root / "train" / "owl").mkdir()
-    (root / "train" / "owl" / "x.gif").write_text("")
+    (root / "train" / "owl" / "x.pdf").write_text("")
     assert "class 'owl' is empty" in refusal(root)
-    assert ".gif" in refusal(root)
+    assert ".pdf" in refusal(root)
     folders(root, "ood_fog", names=("cta",))
     assert "'cta' is no class" in refusal(root, "ood_fog")
     assert "did you mean 'cat'?" in refusal(root, "ood_fog")
@@ -301,3 +310,12 @@ def test_finding_own_data_needs_no_torch(tmp_path: Path) -> None:
         f"assert suite('own', Path({str(root)!r})).splits; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("ending", PICTURES)
+def test_every_ending_that_is_found_can_be_decoded(tmp_path: Path, ending: str) -> None:
+    pixels = np.full((6, 8, 3), 255, dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"white{ending}")
+    picture = unlabelled([tmp_path / f"white{ending}"]).image(0)
+    assert picture.shape == (3, 6, 8)
+    assert int(picture.min()) > 250

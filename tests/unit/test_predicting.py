@@ -13,10 +13,12 @@ from PIL import Image
 
 from perdure import metrics
 from perdure.calibration import FILE, calibrate, stored
+from perdure.data.class_names import read_list
+from perdure.data.own import unlabelled
 from perdure.data.suites import suite
 from perdure.errors import DataError, RunError, TaskError, WeightsError
 from perdure.merging import merge
-from perdure.predicting import Pictures, find_pictures, predict_files, read_names
+from perdure.predicting import find_pictures, predict_files
 from perdure.prediction import How, gather, open_validation, stay
 from perdure.subjects import find
 from perdure.zoo import random_clip
@@ -66,7 +68,7 @@ def test_probabilities_are_those_of_the_text_tower(text_run, pictures):
     assert names == ["a.jpg", "b.png", "grey.png", "more/c.PNG", "palette.gif"]
     assert (found.classifier, found.temperature) == ("text", None)
     predictor = find(text_run).predictor()
-    image = Pictures(found.files).image(1)
+    image = unlabelled(found.files).image(1)
     assert image.shape == (3, 40, 40)
     logits = predictor.logits_fn(NAMES, PROMPTS)(predictor.preprocess.normalize(image[None]))
     np.testing.assert_allclose(found.probabilities[1], logits.softmax(1)[0].numpy(), rtol=1e-5)
@@ -97,7 +99,7 @@ def test_a_photo_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera turned: rotate by 90 degrees to see it
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    image = Pictures((tmp_path / "turned.png",)).image(0)
+    image = unlabelled((tmp_path / "turned.png",)).image(0)
     assert image.shape == (3, 30, 20)
     assert image[:, 0].float().mean() > 200 > 50 > image[:, -1].float().mean()
 
@@ -184,7 +186,7 @@ def test_unreadable_pictures_are_named_before_anything_is_computed(text_run, pic
 def test_a_picture_that_breaks_off_is_named(text_run, pictures):
     whole = (pictures / "a.jpg").read_bytes()
     (pictures / "a.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"1 picture cannot be read: .*a\.jpg"):
+    with pytest.raises(DataError, match=r"cannot read the picture .*a\.jpg"):
         predict_files(text_run, [pictures], NAMES)
 
 
@@ -219,13 +221,14 @@ def test_a_model_that_is_not_finite(tmp_path, pictures):
     [
         ("a.txt", "taco\n\n  banana \r\nicy\u2028tea\n", None),
         ("a.txt", "\ufefftaco\nbanana\n", ("taco", "banana")),
+        ("a.txt", "n01\ttaco\nn02\tbanana\n", ("taco", "banana")),
         ("a.json", '["taco", "banana"]', ("taco", "banana")),
         ("a.json", '{"classes": ["taco", "banana"], "templates": []}', ("taco", "banana")),
     ],
 )
 def test_names_are_read(tmp_path, name, text, found):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    read = read_names(tmp_path / name, "classes")
+    read = read_list(tmp_path / name, "classes")
     assert read == (found or ("taco", "banana", "icy\u2028tea"))
 
 
@@ -234,15 +237,58 @@ def test_names_are_read(tmp_path, name, text, found):
     [
         ("a.txt", b"\n \n", "is empty"),
         ("a.txt", b"taco\nbanana\ntaco\n", "'taco' more than once"),
-        ("a.txt", b"\xff\xfe\x00", "cannot read classes"),
+        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
         ("a.json", b"{", "cannot read classes"),
         ("a.json", b'{"names": []}', "holds no list of classes"),
         ("a.json", b'["taco", 1]', "holds no list of classes"),
-        ("b.txt", None, "cannot read classes"),
+        ("a.txt", b"n01\ttaco\ntiger\n", "every line is 'folder<TAB>name'"),
+        ("b.txt", None, r"cannot read .*b\.txt"),
     ],
 )
 def test_wrong_files_of_names(tmp_path, name, text, word):
     if text is not None:
         (tmp_path / name).write_bytes(text)
     with pytest.raises(DataError, match=word):
-        read_names(tmp_path / name, "classes")
+        read_list(tmp_path / name, "classes")
+
+
+def test_kinds_of_pictures_that_pillow_would_turn_into_other_numbers(tmp_path):
+    deep = np.full((40, 40), 40_000, dtype=np.uint16)
+    for name in ("deep.png", "deep.tif"):
+        Image.fromarray(deep).save(tmp_path / name)
+        assert unlabelled((tmp_path / name,)).image(0).unique().tolist() == [40_000 // 256]
+    Image.fromarray(np.full((40, 40), 70_000, dtype=np.int32)).save(tmp_path / "wide.tif")
+    Image.fromarray(np.full((40, 40), 0.5, dtype=np.float32)).save(tmp_path / "real.tif")
+    Image.new("RGB", (40, 40)).save(tmp_path / "printed.eps")  # its decoder runs a program
+    (tmp_path / "printed.eps").rename(tmp_path / "printed.png")
+    for name in ("wide.tif", "real.tif", "printed.png"):
+        with pytest.raises(DataError, match=rf"cannot read the picture .*{name}"):
+            unlabelled((tmp_path / name,)).image(0)
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    for name in ("film.gif", "film.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert unlabelled((tmp_path / name,)).image(0)[:, 20, 20].tolist() == [255, 0, 0]
+
+
+def test_what_systems_keep_beside_pictures_is_passed_over(tmp_path, pictures):
+    before = find_pictures([pictures])
+    (pictures / "._a.jpg").write_bytes(b"of a Mac")
+    (pictures / ".thumbnails").mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / ".thumbnails" / "a.png")
+    assert find_pictures([pictures]) == before
+    hidden = tmp_path / ".hidden"
+    pictures.rename(hidden)
+    assert len(find_pictures([hidden])) == len(before)
+
+
+def test_a_very_large_picture_warns_nobody_and_a_bomb_is_refused(tmp_path, monkeypatch):
+    Image.new("L", (150, 100)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    assert unlabelled((tmp_path / "large.png",)).image(0).shape == (
+        3,
+        100,
+        150,
+    )  # warnings are errors
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7_000)
+    with pytest.raises(DataError, match=r"large\.png .*exceeds limit"):
+        unlabelled((tmp_path / "large.png",)).image(0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from perdure import zoo
@@ -36,7 +37,7 @@ def trained(surgery: Residual, seed: int = 0) -> Predictor:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in predictor.added().values():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=random))
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=random))
     return predictor
 
 
@@ -189,6 +190,29 @@ def test_nonsense_is_no_surgery(record: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "entries",
+    [
+        3,
+        "residual",
+        [None],
+        {"name": "residual"},
+        [{"name": "residual", "rank_image": 10**9}],
+        [{"name": "residual", "blocks": [7]}],
+        [{"name": "residual", "alpha": -1}],
+        [{"name": "residual"}, {"name": "residual"}],
+        [{"name": "residual", "rank_image": 2}],
+        [],
+    ],
+)
+def test_a_file_with_other_surgeries_is_refused(entries: Any, tmp_path: Path) -> None:
+    trained(KINDS["full"]).save(tmp_path / "p")
+    file = tmp_path / "p" / "predictor.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"surgeries": entries}))
+    with pytest.raises(WeightsError):
+        Predictor.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"drop": 1.0}, "drop is 1.0"),
@@ -267,6 +291,27 @@ def test_frozen_weights_get_no_gradient_and_stay() -> None:
     for name, value in predictor.named_parameters():
         assert torch.equal(before[name], value) == (name not in predictor.added())
         assert (value.grad is None) == (name not in predictor.added())
+
+
+def test_data_parallel_wrappers_take_steps_in_which_adapters_are_left_out() -> None:
+    plain, wrapped = (trained(Residual(drop=0.5)).train() for _ in range(2))
+    for predictor in (plain, wrapped):
+        predictor.requires_grad_(False)
+        for parameter in predictor.added().values():
+            parameter.requires_grad_(True)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        several = nn.parallel.DistributedDataParallel(wrapped)
+        for step in range(3):
+            for module, predictor in ((plain, plain), (several, wrapped)):
+                drop_clock(predictor.clip, 0, step)
+                pairs = module(*inputs(predictor))
+                (pairs.image - pairs.text).square().sum().backward()
+        found = {name: value.grad for name, value in wrapped.added().items()}
+        for name, value in plain.added().items():
+            torch.testing.assert_close(found[name], value.grad)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_dropped_adapter_costs_nothing_and_gets_a_zero_gradient(

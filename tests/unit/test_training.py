@@ -133,6 +133,15 @@ def loop(broken=0, total=6, precision="fp32", **options):
     return learner, steps(learner, [batch] * total, optimizer, schedule, runtime, **options)
 
 
+def test_gradients_are_gone_while_the_next_step_looks_forward():
+    learner, ticks = loop()
+    seen = []
+    learner.register_forward_pre_hook(lambda module, args: seen.append(module.weight.grad))
+    for _ in ticks:
+        assert learner.weight.grad is not None  # whoever looks at a step still sees its own
+    assert seen == [None] * 6
+
+
 def test_loss_is_the_sum_of_its_named_terms_and_steps_count_from_one():
     learner, ticks = loop()
     ticks = list(ticks)

@@ -1,0 +1,58 @@
+"""The verbs that study a method, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perdure.alpha_report import RULES
+from perdure.cli_study import ALPHA_RULES
+
+from .conftest import Perdure
+
+
+def test_the_command_line_knows_every_rule() -> None:
+    assert tuple(RULES) == ALPHA_RULES
+
+
+def test_alpha_prints_its_grounds_and_writes_a_run(
+    perdure: Perdure, tmp_path: Path, short: list[str]
+) -> None:
+    assert perdure("train", "emojishift/flyp", "--out", "run", *short).code == 0
+    answer = perdure("alpha", "run")
+    assert (answer.code, answer.out.splitlines()[0]) == (0, "fixed: alpha 0.5")
+    assert "Distrust: a convention" in answer.out
+    command = ("alpha", "run", "--method", "id_one_se", "--limit", "80")
+    answer = perdure(*command, "--out", "merged")
+    assert answer.code == 0, answer.err
+    assert "on `val` of emojishift, n = 80, per cent" in answer.out
+    assert "Cost: 80 images decoded, 1,680 forward passes" in answer.out
+    assert (tmp_path / "merged" / "alpha.json").is_file()
+    assert perdure("merge", "soup", "run", "merged", "--out", "soup").code == 0
+    found = json.loads(perdure(*command, "--json").out)
+    assert len(found["curve"]) == 21
+    assert found["out"] is None
+    for method, text in (("mono", "alpha per tensor"), ("dynamic", "alpha per image")):
+        answer = perdure("alpha", "run", "--method", method, "--limit", "80")
+        assert text in answer.out, answer.err
+
+
+WRONG = [
+    (("alpha", "perdure-tiny"), "is not a training run"),
+    (("alpha", "run", "--method", "id_one_sd"), "did you mean 'id_one_se'"),
+    (("alpha", "run", "--suite", "emojishft"), "did you mean 'emojishift'"),
+    (("alpha", "perdure-tiny", "--out", "there"), "exists already"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "hint"), WRONG, ids=[" ".join(case[0]) for case in WRONG])
+def test_mistakes_end_with_2_and_a_hint(
+    perdure: Perdure, tmp_path: Path, arguments: tuple[str, ...], hint: str
+) -> None:
+    (tmp_path / "there").mkdir()
+    answer = perdure(*arguments)
+    assert answer.code == 2
+    assert hint in " ".join(answer.err.split())
+    assert "Traceback" not in answer.err

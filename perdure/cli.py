@@ -171,6 +171,8 @@ app.command(
     epilog=_examples(
         "perdure export runs/tracer --to open_clip --out tracer-clip",
         "perdure export runs/soup --out soup-clip --json",
+        "perdure export runs/lora --to adapters --rank 4 --out lora-4",
+        "perdure export runs/lora --to peft --out lora-peft",
     )
 )(cli_tools.export)
 app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)

@@ -197,21 +197,40 @@ def export(
     subject: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Run, or name of a model.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="New directory.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="open_clip", help="Format of the directory.")
+        str,
+        typer.Option("--to", metavar="FORMAT", help="open_clip, adapters or peft."),
     ] = "open_clip",
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="R", min=1, help="adapters: keep at most R ranks."),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option("--energy", metavar="E", help="adapters: keep this share, up to 1."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a model for other programs, and check it.
 
-    The directory is read back by plain open_clip and compared with its source on random inputs;
-    if any embedding differs by more than 1e-4 nothing is kept.
+    open_clip: a whole plain CLIP. adapters: what lora or radapter added, without its base model;
+    --rank or --energy makes it smaller and prints a bound on the error. peft: updates of lora for
+    the peft library. The directory is read back, by the program it is for, and compared with its
+    source on random inputs; if any embedding differs by more than 1e-4 nothing is kept.
     """
-    if to != "open_clip":
-        hint = nearest(to, ["open_clip"]) or "choose open_clip."
+    formats = ("open_clip", "adapters", "peft")
+    if to not in formats:
+        hint = nearest(to, formats) or f"choose one of {', '.join(formats)}."
         raise typer.BadParameter(f"no format is called {to!r}; {hint}", param_hint="--to")
-    from .exporting import BOUND, export_open_clip
+    if to != "adapters" and (rank is not None or energy is not None):
+        raise typer.BadParameter("only adapters can be made smaller", param_hint="--rank, --energy")
+    if rank is not None and energy is not None:
+        raise typer.BadParameter("give one of the two", param_hint="--rank, --energy")
+    if to == "adapters":
+        _export_adapters(subject, out, rank, energy, json=json)
+        return
+    from .exporting import BOUND, export_open_clip, export_peft
 
-    found = export_open_clip(subject, out)
+    found = (export_peft if to == "peft" else export_open_clip)(subject, out)
     if json:
         emit_json({"path": str(out), "format": to, "bound": BOUND, **found._asdict()})
         return
@@ -219,7 +238,42 @@ def export(
         f"Wrote {out}; largest difference to {subject}: image embeddings {found.image:.1e}, text "
         f"embeddings {found.text:.1e}, scale {found.scale:.1e} (allowed: {BOUND:g})"
     )
+    if to == "peft":
+        emit(f'Next, in Python: peft.PeftModel.from_pretrained(clip, "{out}")')
+        return
     emit(f'Next, in Python: open_clip.create_model("local-dir:{out}")')
+
+
+def _export_adapters(
+    subject: str, out: Path, rank: int | None, energy: float | None, *, json: bool
+) -> None:
+    """Write added modules alone and say what compressing them has lost."""
+    from .exporting import export_adapters
+
+    lost = export_adapters(subject, out, rank=rank, energy=energy)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    if json:
+        layers = [] if lost is None else [asdict(layer) for layer in lost.layers]
+        bound = 0.0 if lost is None else lost.bound
+        emit_json(
+            {"path": str(out), "format": "adapters", "bytes": size, "bound": bound}
+            | {"layers": layers}
+        )
+        return
+    if lost is not None:
+        rows = [
+            [layer.path, f"{layer.before} -> {layer.rank}", percent(layer.energy),
+             f"{layer.largest:.2e}", f"{layer.bound:.2e}"]
+            for layer in lost.layers
+        ]  # fmt: skip
+        emit(columns(["layer", "ranks", "energy %", "spectral", "Frobenius"], rows))
+        emit(
+            "Bounds are alpha times the discarded singular values: what a layer adds to its output "
+            "changes by at most the spectral one times the length of its input.\n"
+            f"All layers together, Frobenius: {lost.bound:.3g}"
+        )
+    emit(f"Wrote {out} ({_size(size)}), read back bit for bit; it needs its base model.")
+    emit(f"Next: perdure eval {out}")
 
 
 def doctor(json: Json = False) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import zoo
+from .adapters import read_adapters, write_adapters
+from .compression import Compressed, compress
 from .errors import RunError, WeightsError
 from .files import whole_directory
+from .peft_format import load_with_peft, read_peft, write_peft
 from .predictor import Predictor
+from .records import document
 from .subjects import Subject, find
 
 BOUND = 1e-4
@@ -49,9 +55,7 @@ def export_open_clip(
         WeightsError: If open_clip cannot read the result, or it differs by more than `bound`; then
             nothing is left at `out`.
     """
-    out = Path(out)
-    if out.exists() or out.is_symlink():
-        raise RunError(f"{out} exists already. Choose a new directory for --out, or remove it.")
+    out = _require_new(out)
     source = find(subject).predictor()
     with whole_directory(out) as fresh:
         source.export_open_clip(fresh)
@@ -64,6 +68,107 @@ def export_open_clip(
                 "architecture differently; use the run's predictor/ with perdure instead."
             )
     return found
+
+
+def export_adapters(
+    subject: Subject | Path | str,
+    out: Path | str,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+) -> Compressed | None:
+    """Write what was added to a model, without the model, and read it back.
+
+    Args:
+        subject: A run of a method that adds modules, or a directory of such.
+        out: New directory.
+        rank: Keep at most so many ranks of every added matrix.
+        energy: Instead of `rank`: keep this share, in (0, 1], of every matrix's squared singular
+            values.
+
+    Returns:
+        What compressing lost; None where nothing was compressed.
+
+    Raises:
+        RunError: If `out` exists or the run is not finished.
+        SurgeryError: If nothing was added to the model.
+        WeightsError: If its base model has no name, or what was written reads differently; then
+            nothing is left at `out`.
+    """
+    out = _require_new(out)
+    found = find(subject)
+    source = found.unfolded()
+    lost = None
+    if rank is not None or energy is not None:
+        lost = compress(source, rank, energy)
+        source = lost.predictor
+    table = {} if found.run is None else document(found.run).get("method", {})
+    with whole_directory(out) as fresh:
+        write_adapters(source, fresh, table)
+        again = read_adapters(fresh).state_dict()
+        wrong = [
+            name
+            for name, value in source.state_dict().items()
+            if not torch.equal(value, again[name])
+        ]
+        if wrong:
+            raise WeightsError(
+                f"{wrong[0]} and {len(wrong) - 1} other tensors read differently from what was "
+                "written, so nothing was kept; they hold values that are not finite."
+            )
+    return lost
+
+
+def export_peft(
+    subject: Subject | Path | str, out: Path | str, *, bound: float = BOUND
+) -> Difference:
+    """Write low-rank updates as a folder of the peft library, and check it with that library.
+
+    Args:
+        subject: A run of the method lora, or a directory of its updates.
+        out: New directory.
+        bound: Largest difference that is accepted.
+
+    Returns:
+        The larger of the differences, on random inputs, of what peft computes with the folder and
+        of what perdure reads from it.
+
+    Raises:
+        DependencyError: If the library is not installed.
+        RunError: If `out` exists or the run is not finished.
+        SurgeryError: If the model has other added modules than one set of low-rank updates.
+        WeightsError: If peft cannot read the result, or either differs by more than `bound`; then
+            nothing is left at `out`.
+    """
+    out = _require_new(out)
+    source = find(subject).unfolded()
+    base = source.source
+    with whole_directory(out) as fresh:
+        write_peft(source, fresh)
+        plain = source.fold()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns in every forward pass of attention
+            theirs = compare(
+                plain, load_with_peft(zoo.load(base.name, base.weights or None).clip, fresh)
+            )
+        ours = compare(plain, read_peft(fresh).clip)
+        found = Difference(*map(max, theirs, ours))
+        if not all(value <= bound for value in (*theirs, *ours)):
+            raise WeightsError(
+                f"with the exported updates peft differs from the source by {theirs.image:.2g} in "
+                f"image and {theirs.text:.2g} in text embeddings (read by perdure: "
+                f"{ours.image:.2g}, {ours.text:.2g}); at most {bound:g} is allowed, so nothing was "
+                "written. peft does not reach every layer of this architecture; use --to adapters "
+                "or open_clip."
+            )
+    return found
+
+
+def _require_new(out: Path | str) -> Path:
+    out = Path(out)
+    if out.exists() or out.is_symlink():
+        raise RunError(f"{out} exists already. Choose a new directory for --out, or remove it.")
+    return out
 
 
 @torch.no_grad()

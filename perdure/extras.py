@@ -24,6 +24,9 @@ EXTRAS: dict[str, Extra] = {
     "transformers": Extra(
         "text towers and tokenisers of Hugging Face, such as SigLIP's", "pip install 'perdure[hf]'"
     ),
+    "peft": Extra(
+        "writing and checking folders of the peft library", "pip install 'perdure[peft]'"
+    ),
     "resvg_py": Extra("rebuilding the sprites of EmojiShift", "pip install 'perdure[world]'"),
 }
 """Every optional package by the name it is imported under"""

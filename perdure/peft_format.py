@@ -1,14 +1,19 @@
 """Folders of the peft library: low-rank updates out of perdure and into it.
 
 The library wraps nn.MultiheadAttention with the update of the joint matrix of queries, keys and
-values, and puts the update of the output matrix one level below: `base_layer.out_proj`.
+values, and puts the update of the output matrix one level below: `base_layer.out_proj`. Its
+versions up to 0.21.2 add that one twice, in training and in merging alike
+(https://github.com/huggingface/peft/pull/3774). How often the installed one does is measured, and
+factors are written and read so that perdure and this version of peft compute the same.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adapters import base_record, fill, open_base, require_base
-from .errors import DependencyError, SurgeryError, WeightsError
+from .errors import SurgeryError, WeightsError
+from .extras import require
 from .files import read_json, whole_directory, write_json
 from .predictor import Predictor
 from .surgery.low_rank import CHILD, TARGETS, LowRank, Target, own_weight
@@ -54,6 +60,7 @@ def write_peft(predictor: Predictor, path: Path) -> None:
     one of the two matrices of nn.MultiheadAttention has an update, the other gets one of zeros.
 
     Raises:
+        DependencyError: If the library is not installed.
         SurgeryError: If anything but one set of low-rank updates was added.
         WeightsError: If there is a head, or the base model has no name.
     """
@@ -68,13 +75,15 @@ def write_peft(predictor: Predictor, path: Path) -> None:
         raise WeightsError("a folder of peft has no place for a linear head; use --to open_clip.")
     surgery = predictor.surgeries[0]
     clip = predictor.clip
+    version, times = measure_peft()
     tensors: dict[str, Tensor] = {}
     targets = set()
     for layer in surgery.layers(clip):
         factors = clip.get_submodule(layer).get_submodule(CHILD)
         wrapped = _attention_around(clip, layer)
         targets.add(wrapped or layer)
-        tensors |= _pair(layer, wrapped, factors.down, factors.up)
+        up = factors.up if wrapped is None else factors.up / times
+        tensors |= _pair(layer, wrapped, factors.down, up)
     for wrapped in targets:
         module = clip.get_submodule(wrapped)
         if isinstance(module, nn.MultiheadAttention):
@@ -87,6 +96,7 @@ def write_peft(predictor: Predictor, path: Path) -> None:
     strength = surgery.rank * surgery.scale * surgery.alpha
     config = {
         "peft_type": "LORA",
+        "peft_version": version,
         "task_type": None,
         "base_model_name_or_path": "/".join(filter(None, (base["name"], base["weights"]))),
         "inference_mode": True,
@@ -100,11 +110,14 @@ def write_peft(predictor: Predictor, path: Path) -> None:
     with whole_directory(path) as fresh:
         save_file(tensors, fresh / _TENSORS, {"format": "pt"})
         write_json(fresh / CONFIG, config)
-        write_json(fresh / _BASE, {"base": base})
+        write_json(fresh / _BASE, {"base": base, "out_proj_times": times})
 
 
 def read_peft(path: Path, base: Predictor | None = None) -> Predictor:
     """Put the updates in a folder of peft on a model, in evaluation mode.
+
+    Needs the library only where it must be asked how it adds the update of an attention's output
+    matrix, which a folder that perdure has written says itself.
 
     Layers of one tower and kind that the folder leaves out get an update of zeros. Ranks that
     differ are filled up with zeros.
@@ -114,6 +127,7 @@ def read_peft(path: Path, base: Predictor | None = None) -> Predictor:
         base: The model, kept and changed; None loads the one that the folder names.
 
     Raises:
+        DependencyError: If the library is needed and not installed.
         WeightsError: If a file is damaged, the folder holds something else than plain low-rank
             updates, or they do not fit the model.
     """
@@ -128,6 +142,9 @@ def read_peft(path: Path, base: Predictor | None = None) -> Predictor:
         layer: _pair_of(layer, name, tensors, config, path)
         for layer, name in _stems(tensors, path).items()
     }
+    for layer, (down, up) in pairs.items():
+        if _attention_around(base.clip, layer) and up.any():
+            pairs[layer] = (down, _times(path) * up)
     surgery = _surgery(base.clip, pairs, path)
     with torch.random.fork_rng(devices=[]):  # the random start is overwritten
         base.attach(surgery)
@@ -153,25 +170,60 @@ def load_with_peft(clip: nn.Module, path: Path) -> nn.Module:
         DependencyError: If the library is not installed.
         WeightsError: If it cannot read the folder.
     """
+    peft = _peft()
     try:
-        from peft import PeftModel
-    except ImportError:
-        raise DependencyError(
-            "the library peft is not installed, and without it a folder of peft cannot be "
-            "checked; install it with: pip install 'perdure[peft]'"
-        ) from None
-    try:
-        model: nn.Module = PeftModel.from_pretrained(clip, str(path))
+        model: nn.Module = peft.PeftModel.from_pretrained(clip, str(path))
     except Exception as error:  # json, torch, safetensors and peft itself each raise their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise WeightsError(f"peft cannot load {path} ({reason}).") from error
     return model.eval()
 
 
+@cache
+def measure_peft() -> tuple[str, float]:
+    """Return the version of peft, and how often it adds the update of attention's output matrix.
+
+    Raises:
+        DependencyError: If the library is not installed.
+    """
+    peft = _peft()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft finds merging twice strange, too
+        probe = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 1)})
+        before = probe["attention"].get_parameter("out_proj.weight").detach().clone()
+        config = peft.LoraConfig(
+            r=1, lora_alpha=1, target_modules=["attention"], init_lora_weights=False
+        )
+        model = peft.get_peft_model(probe, config)
+        layer = model.base_model.model["attention"].base_layer.out_proj
+        update = layer.get_delta_weight("default").detach().clone()
+        after = model.merge_and_unload()["attention"].out_proj.weight.detach()
+    times = float(((after - before) * update).sum() / update.square().sum())
+    return str(peft.__version__), float(round(times))
+
+
+def _times(path: Path) -> float:
+    """Return how often an update of attention's output matrix counts in a folder."""
+    if (path / _BASE).is_file():
+        times = read_json(path / _BASE).get("out_proj_times")
+        if isinstance(times, (int, float)) and times > 0:
+            return float(times)
+        raise WeightsError(f"{path / _BASE} has no out_proj_times; remove it, or restore it.")
+    return measure_peft()[1]
+
+
+def _peft() -> Any:
+    require("peft", "a folder of the peft library")
+    import peft
+
+    return peft
+
+
 def _attention_around(clip: nn.Module, layer: str) -> str | None:
     """Return the nn.MultiheadAttention whose output layer this is; None for other layers."""
     path, _, _ = layer.rpartition(".")
-    return path if isinstance(clip.get_submodule(path), nn.MultiheadAttention) else None
+    around = dict(clip.named_modules()).get(path)
+    return path if isinstance(around, nn.MultiheadAttention) else None
 
 
 def _pair(layer: str, wrapped: str | None, down: Tensor, up: Tensor) -> dict[str, Tensor]:
@@ -244,7 +296,8 @@ def _pair_of(
     down, up = (tensors.get(key) for key in keys)
     if down is None or up is None or down.dim() != 2 or up.dim() != 2 or len(down) != up.shape[1]:
         raise WeightsError(f"{path} holds no two fitting factors for {layer}; it is damaged.")
-    strength = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha", 8))
+    named = name.partition(".base_layer.")[0]  # an output matrix goes with its attention
+    strength = _by_pattern(config.get("alpha_pattern"), named, config.get("lora_alpha", 8))
     rank = len(down)
     scale = float(strength) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return down, scale * up

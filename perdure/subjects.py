@@ -1,4 +1,4 @@
-"""What a command line can evaluate or merge: a run directory, or a model by name."""
+"""What a command line can evaluate or merge: a run directory, added modules, a model by name."""
 
 from __future__ import annotations
 
@@ -41,12 +41,21 @@ class Subject:
             RunError: If a run is not finished.
             WeightsError: If the model is unknown or its files are damaged.
         """
+        found = self.unfolded()
+        return found.fold(alpha) if found.surgeries else found
+
+    def unfolded(self) -> Predictor:
+        """Load the predictor, on the CPU, with the modules that were added to it.
+
+        Raises:
+            RunError: If a run is not finished.
+            WeightsError: If the model is unknown or its files are damaged.
+        """
         if self.run is None:
             return _named(self.name, self.weights)
         from .run import Run
 
-        found = Run(self.run).predictor()
-        return found.fold(alpha if found.surgeries else None)
+        return Run(self.run).predictor()
 
     def origin(self) -> dict[str, Any]:
         """Return what `merge.yaml` records of this input, without hash: where it came from."""
@@ -67,7 +76,8 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
     """Return what a name stands for.
 
     Args:
-        name: A run, its directory, a bundled model, or anything `perdure.zoo.load` knows.
+        name: A run, its directory, a directory of added modules (adapter-only checkpoint or folder
+            of peft), a bundled model, or anything `perdure.zoo.load` knows.
         weights: Tag or file of weights, where `name` is an architecture.
 
     Raises:
@@ -94,19 +104,24 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
     return Subject(str(path) if isinstance(name, Path) else str(name), weights)
 
 
+def is_kept_apart(path: Path) -> bool:
+    """Return whether a path is a directory of added modules without their base model."""
+    from . import adapters, peft_format
+
+    return adapters.is_adapters(path) or peft_format.is_peft(path)
+
+
 def _named(name: str, weights: str | None) -> Predictor:
     """Load a model by name, or added modules from a directory together with their base model."""
     from . import adapters, peft_format, zoo
 
     path = Path(name)
-    readers = ((adapters.is_adapters, adapters.read_adapters),
-               (peft_format.is_peft, peft_format.read_peft))  # fmt: skip
-    for fits, read in readers:
-        if fits(path):
-            if weights is not None:
-                raise WeightsError(f"{name} names its own base model; leave {weights!r} out.")
-            return read(path).fold()
-    return zoo.load(name, weights)
+    if not is_kept_apart(path):
+        return zoo.load(name, weights)
+    if weights is not None:
+        raise WeightsError(f"{name} names its own base model; leave {weights!r} out.")
+    own = adapters.is_adapters(path)
+    return adapters.read_adapters(path) if own else peft_format.read_peft(path)
 
 
 def find_all(name: str | Path, weights: str | None = None) -> list[Subject]:

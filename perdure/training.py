@@ -29,6 +29,7 @@ from .run import Run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
 from .states import Cursor
+from .subjects import find, is_kept_apart
 
 Progress = Callable[[Tick, int], None]
 """Called after every step with the number of all steps."""
@@ -181,12 +182,14 @@ def load_student(model: ModelSpec, seed: int) -> Predictor:
     """Return the predictor that training starts from.
 
     Raises:
-        RunError: If `model.init` is not a finished run.
+        RunError: If `model.init` is neither a finished run nor a directory of added modules.
         WeightsError: If the model is unknown or its weights do not fit.
     """
     if model.init is None:
         return zoo.load(model.name, model.weights)
     path = str(model.init.expanduser()).replace("{seed}", str(seed))
+    if is_kept_apart(Path(path)):
+        return find(path).predictor()
     return Run(path).predictor().fold()
 
 

@@ -44,15 +44,18 @@ class Lora(Contrastive):
     """What to distil, with the keys of tracer; the teacher averages the factors of the updates"""
 
     def build(self, student: Predictor, context: Context) -> Learner:
-        """Add the updates and let them alone train.
+        """Add the updates and let them alone train; earlier added modules are folded.
 
         Raises:
             SurgeryError: If the model has no place for an update.
             TaskError: If the loss or the teacher needs what the model or the task lacks.
         """
+        if student.surgeries:
+            student = student.fold()
         student.drop_head()
         self.check(student)
-        student.attach(LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks))
+        surgery = LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks)
+        student.attach(surgery, context.seed)
         student.requires_grad_(False)
         for parameter in student.added().values():
             parameter.requires_grad_(True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from ..batch import Batch, Step
 from ..distillation import Distillation, Distiller
-from ..learner import Learner
+from ..learner import Learner, train_only
 from ..method import Context, Count, NonNegative, Positive
 from ..objective import Contrastive, objective
 from ..predictor import Predictor
@@ -52,8 +54,11 @@ class Lora(Contrastive):
         """
         student.drop_head()
         self.check(student)
-        student.attach(LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks))
-        student.requires_grad_(False)
+        surgery = LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks)
+        with torch.random.fork_rng(devices=[]):  # equal first weights on every process
+            torch.manual_seed(context.seed)
+            student.attach(surgery)
+        train_only(student)
         for parameter in student.added().values():
             parameter.requires_grad_(True)
         distiller = None if self.teacher is None else self.teacher.distiller(student, context)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from ..batch import Batch, Step
 from ..distillation import Distillation, Distiller
-from ..learner import Learner
+from ..learner import Learner, train_only
 from ..method import Context, Count, NonNegative, Positive
 from ..objective import Contrastive, objective
 from ..predictor import Predictor
@@ -56,7 +58,7 @@ class Lora(Contrastive):
         self.check(student)
         surgery = LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks)
         student.attach(surgery, context.seed)
-        student.requires_grad_(False)
+        train_only(student)
         for parameter in student.added().values():
             parameter.requires_grad_(True)
         distiller = None if self.teacher is None else self.teacher.distiller(student, context)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from ..batch import Batch, Step
 from ..distillation import Distillation, Distiller
 from ..learner import Learner, train_only

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from ..batch import Batch, Step
 from ..distillation import Distillation, Distiller
 from ..learner import Learner, train_only
@@ -46,18 +44,18 @@ class Lora(Contrastive):
     """What to distil, with the keys of tracer; the teacher averages the factors of the updates"""
 
     def build(self, student: Predictor, context: Context) -> Learner:
-        """Add the updates and let them alone train.
+        """Add the updates and let them alone train; earlier added modules are folded.
 
         Raises:
             SurgeryError: If the model has no place for an update.
             TaskError: If the loss or the teacher needs what the model or the task lacks.
         """
+        if student.surgeries:
+            student = student.fold()
         student.drop_head()
         self.check(student)
         surgery = LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks)
-        with torch.random.fork_rng(devices=[]):  # equal first weights on every process
-            torch.manual_seed(context.seed)
-            student.attach(surgery)
+        student.attach(surgery, context.seed)
         train_only(student)
         for parameter in student.added().values():
             parameter.requires_grad_(True)

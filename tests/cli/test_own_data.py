@@ -85,12 +85,13 @@ def test_folders_train_and_score_with_their_shift(perdure: Perdure, pictures: Pa
 
 
 def test_a_run_is_calibrated_on_the_data_of_its_recipe(perdure: Perdure, pictures: Path) -> None:
+    draw(pictures / "val" / "green_leaf" / "wrong.png", COLOURS["red_cup"], 0)  # else all is right
     code, error = train(perdure, "own/flyp", pictures, "optim.epochs=1")
     assert code == 0, error
     assert perdure("merge", "wise-ft", "perdure-tiny", "run", "--alpha", "0.5", "--out", "half")
     for run in ("run", "half"):
         fitted = json.loads(perdure("calibrate", run, "--json").out)
-        assert (fitted["suite"], fitted["dataset"], fitted["n"]) == ("own", "own", 6)
+        assert (fitted["suite"], fitted["dataset"], fitted["n"]) == ("own", "own", 7)
     moved = pictures.rename(pictures.with_name("moved"))
     lost = perdure("calibrate", "run")
     assert lost.code == 2

@@ -47,6 +47,7 @@ def batches(student: Predictor) -> Iterator[Batch]:
 def trained(name: str, precision: Precision) -> list[Tick]:
     context = Context(STEPS, CLASSES, TEMPLATES, random_clip)
     table = {"name": name, **SETTINGS.get(name, {})}
+    torch.manual_seed(0)  # of first weights of what is added
     learner = parse_method(table).build(random_clip(), context)
     learner.train()
     optimizer, schedule = optim.make(learner, SPEC, STEPS)

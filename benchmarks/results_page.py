@@ -304,10 +304,11 @@ def renew_headers(choices: Mapping[str, Choice], folder: Path) -> None:
         one = Runs("seed-0", name, choice.rate)
         if not one.records:
             continue
-        line = (
-            f"# Expected: ID {cell(one.word('id'))}, OOD {cell(one.word('ood'))} % "
-            f"(mean ± sd of {len(one.records)} seeds, 1,600 images per set)"
-        )
+        found = f"ID {cell(one.word('id'))}, OOD {cell(one.word('ood'))} %"
+        if PLANS[name].fixed:
+            half = [cell(one.at_alpha(0.5, word)) for word in ("id", "ood")]
+            found = f"alpha 1: {found}; alpha 0.5: ID {half[0]}, OOD {half[1]} %"
+        line = f"# Expected: {found} (mean ± sd of {len(one.records)} seeds, 1,600 images per set)"
         path = folder / f"{name}.yaml"
         text = re.sub(r"^# Expected: .*$", line, path.read_text(encoding="utf-8"), flags=re.M)
         write_text(path, text)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 from . import cli_show, cli_study, cli_tools, cli_work, processes
-from .console import emit, print_error
+from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
 
@@ -28,8 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of files may hold bytes that are no UTF-8; they are printed as they are.
         sys.stdout.reconfigure(errors="surrogateescape")
-    with Termination():
+    with Termination(), warnings.catch_warnings():
+        warnings.showwarning = print_warning if processes.is_main() else _keep_quiet
         _run(None if arguments is None else list(arguments))
+
+
+def _keep_quiet(message: Warning | str, *_where: object, **_more: object) -> None:
+    """The main process says it."""
 
 
 def _run(arguments: list[str] | None) -> None:

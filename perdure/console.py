@@ -47,8 +47,20 @@ def emit_json(value: Any) -> None:
 
 def print_error(message: str) -> None:
     """Print an error as one paragraph that fits the terminal; its own line breaks are kept."""
+    _print_paragraph(f"Error: {message}")
+
+
+def print_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    """Print a warning like an error, without the line of code that raised it.
+
+    Takes the place of `warnings.showwarning`.
+    """
+    _print_paragraph(f"Warning: {message}")
+
+
+def _print_paragraph(text: str) -> None:
     width = max(40, get_terminal_size((100, 24)).columns - 1)
-    lines = f"Error: {message}".splitlines()
+    lines = text.splitlines()
     wrapped = [
         textwrap.fill(
             line,

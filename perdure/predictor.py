@@ -196,14 +196,20 @@ class Predictor(nn.Module):
         """Return an independent copy in evaluation mode; the tokeniser is shared."""
         return copy.deepcopy(self).eval()
 
-    def attach(self, surgery: Surgery) -> None:
+    def attach(self, surgery: Surgery, seed: int = 0) -> None:
         """Add modules to the towers, which compute as before until these are trained.
+
+        Args:
+            surgery: What to add, and where.
+            seed: Of first weights that are drawn, so that they are equal on every process.
 
         Raises:
             SurgeryError: If the towers have no place for them, or have them already.
         """
         before = {name for name, _ in self.named_parameters()}
-        surgery.attach(self.clip)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            surgery.attach(self.clip)
         self._added |= {name for name, _ in self.named_parameters()} - before
         self.surgeries = (*self.surgeries, surgery)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..batch import Batch, Step
 from ..distillation import Distillation, Distiller
-from ..learner import Learner
+from ..learner import Learner, train_only
 from ..method import Context, Count, NonNegative, Positive
 from ..objective import Contrastive, objective
 from ..predictor import Predictor
@@ -44,16 +44,19 @@ class Lora(Contrastive):
     """What to distil, with the keys of tracer; the teacher averages the factors of the updates"""
 
     def build(self, student: Predictor, context: Context) -> Learner:
-        """Add the updates and let them alone train.
+        """Add the updates and let them alone train; earlier added modules are folded.
 
         Raises:
             SurgeryError: If the model has no place for an update.
             TaskError: If the loss or the teacher needs what the model or the task lacks.
         """
+        if student.surgeries:
+            student = student.fold()
         student.drop_head()
         self.check(student)
-        student.attach(LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks))
-        student.requires_grad_(False)
+        surgery = LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks)
+        student.attach(surgery, context.seed)
+        train_only(student)
         for parameter in student.added().values():
             parameter.requires_grad_(True)
         distiller = None if self.teacher is None else self.teacher.distiller(student, context)

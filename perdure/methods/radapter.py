@@ -84,9 +84,7 @@ class RAdapter(Contrastive):
             rank_image=self.rank_image, rank_text=self.rank_text, gate=self.gate, bias=self.bias,
             towers=self.towers, blocks=self.blocks, drop=self.drop, drop_mode=self.drop_mode,
         )  # fmt: skip
-        with torch.random.fork_rng(devices=[]):  # equal first weights on every process
-            torch.manual_seed(context.seed)
-            student.attach(surgery)
+        student.attach(surgery, context.seed)
         train_only(student)
         for parameter in student.added().values():
             parameter.requires_grad_(True)

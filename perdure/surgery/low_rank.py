@@ -103,7 +103,7 @@ class LowRankAttention(nn.MultiheadAttention):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; with gradients in a way that makes none of a whole matrix, in the same order."""
+        """Attend; where gradients are needed, in a way that makes none of a whole matrix."""
         lean = (
             torch.is_grad_enabled()
             and query is key
@@ -122,17 +122,14 @@ class LowRankAttention(nn.MultiheadAttention):
                 query, key, value, *args, **options
             )
             return found
-        x = query.transpose(0, 1)  # torch also puts positions first, which decides the last digit
-        length, rows, width = x.shape
-        x = functional.linear(x, _parameter(self, "in_proj_weight"), self.in_proj_bias)
-        x = x + self.low_rank(query.transpose(0, 1))
-        # (L, B, 3, heads, d / heads) to three times (B, heads, L, d / heads)
-        x = x.view(length, rows, 3, self.num_heads, -1).permute(2, 1, 3, 0, 4).contiguous()
+        rows, length, width = query.shape
+        x = functional.linear(query, _parameter(self, "in_proj_weight"), self.in_proj_bias)
+        x = x + self.low_rank(query)
+        # (B, L, 3, heads, d / heads) to three times (B, heads, L, d / heads)
+        q, k, v = x.view(rows, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         mask = options.get("attn_mask")
-        q, k, v = x.unbind(0)
         x = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = x.permute(2, 0, 1, 3).reshape(length * rows, width)
-        return self.out_proj(x).view(length, rows, width).transpose(0, 1), None
+        return self.out_proj(x.transpose(1, 2).reshape(rows, length, width)), None
 
 
 @dataclass(frozen=True)

@@ -123,3 +123,15 @@ def test_a_closed_pipe_is_no_error() -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stdout.startswith("name")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.filterwarnings("default:the average keeps:UserWarning")
+def test_a_warning_is_one_paragraph_without_code(perdure: Perdure) -> None:
+    answer = perdure(
+        "train", "emojishift/radapter", "--dry-run", "--out", "x", "--set", "method.momentum=0.999",
+        "--set", "data.shots=1",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "Warning: the average keeps 0.98 of the untrained adapters" in answer.err
+    assert "UserWarning" not in answer.err
+    assert "build(" not in answer.err

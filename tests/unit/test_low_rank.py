@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from perdure.errors import SurgeryError
 from perdure.predictor import Predictor
@@ -135,6 +136,23 @@ def test_every_update_acts_and_trains(name):
         assert module.down.grad is not None, path
         assert module.down.grad.any(), path
         assert module.up.grad.any(), path
+
+
+def test_no_gradient_of_a_whole_matrix_is_made():
+    """Training costs a forward pass and the gradients of activations: two thirds."""
+    student = random_clip(vision_cfg={"width": 256, "head_width": 64}).train()
+    images, _ = inputs(student)
+
+    def cost() -> int:
+        with FlopCounterMode(display=False) as flops:
+            student.encode_image(images.requires_grad_()).square().sum().backward()
+        return int(flops.get_total_flops())
+
+    whole = cost()
+    LowRank(rank=1).attach(student.clip)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_("low_rank" in name)
+    assert cost() < 0.72 * whole
 
 
 def test_gradients_are_those_of_the_whole_matrix():

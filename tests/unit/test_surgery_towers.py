@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from perdure import towers
 from perdure.errors import SurgeryError
+from perdure.surgery.low_rank import LowRank
 from perdure.surgery.residual import Residual, adapters
 from perdure.surgery.sites import find_sites
 
@@ -145,6 +146,42 @@ def test_every_tower_starts_as_it_was_and_folds(name: str) -> None:
         surgery.set_alpha(model, alpha)
         unfolded = embed(model)
         assert list(folded.state_dict()) == keys
+        assert torch.allclose(embed(folded), unfolded, rtol=1e-5, atol=1e-5 * float(start.std()))
+        assert torch.equal(unfolded, start) == (alpha == 0)
+
+
+LAYERS = {"timm-eva02": 4, "timm-map-pool": 4, "layer-scale": 4, "custom-text": 4,
+          "hf-clip": 6, "hf-siglip": 6, "hf-blip": 4, "hf-flava": 6}  # fmt: skip
+"""Linear maps of the first image block; separate queries, keys and values make two more"""
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_low_rank_updates_reach_every_map_of_every_tower(name: str) -> None:
+    model, embed = (open_clip_model if name in OPEN_CLIP else hugging_face_model)(name)
+    model.eval()
+    start = embed(model)
+    keys = list(model.state_dict())
+    types = [type(module) for module in model.modules()]
+    surgery = LowRank(rank=2)
+    surgery.attach(model)
+    assert torch.equal(embed(model), start)
+    paths = surgery.layers(model)
+    assert len(LowRank(towers=("image",), blocks=(0,)).layers(model)) == LAYERS[name]
+    for path in list(paths)[: LAYERS[name]] + list(paths)[-6:]:
+        update = model.get_submodule(path).low_rank
+        update.up.normal_()
+        assert not torch.equal(embed(model), start), path
+        update.up.zero_()
+    for path in paths:
+        model.get_submodule(path).low_rank.up.normal_(std=0.1)
+    for alpha in (0.0, 0.5, 1.0):
+        folded = copy.deepcopy(model)
+        surgery.fold(folded, alpha)
+        surgery.set_alpha(model, alpha)
+        unfolded = embed(model)
+        assert list(folded.state_dict()) == keys
+        assert [type(module) for module in folded.modules()] == types
         assert torch.allclose(embed(folded), unfolded, rtol=1e-5, atol=1e-5 * float(start.std()))
         assert torch.equal(unfolded, start) == (alpha == 0)
 

@@ -196,3 +196,9 @@ app.command(
         "perdure ablate emojishift/tracer --preset tracer --out runs/terms --plan",
     )
 )(cli_study.ablate)
+app.command(
+    epilog=_examples(
+        "perdure profile emojishift/tracer",
+        "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
+    )
+)(cli_study.profile)

@@ -229,6 +229,70 @@ def ablate(
     say(f"{count}. Wrote {out / 'ablation.md'}, .csv and .json")
 
 
+def profile(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="YAML file, or a name of `perdure list recipes`."),
+    ],
+    grid: Grid = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="radapter", help="A grid by name, before others."),
+    ] = None,
+    overrides: Overrides = None,
+    count: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="Steps to measure.")
+    ] = 10,
+    json: Json = False,
+) -> None:
+    """Measure what training steps cost.
+
+    Time per step, peak memory, and how many numbers train, are stored and are kept beside; every
+    cell of the grid in a process of its own. Nothing is written.
+    """
+    from .profiling import PROFILES
+    from .profiling import profile as carry_out
+
+    axes = _axes(grid, preset, PROFILES)
+    found = carry_out(
+        recipe,
+        axes,
+        overrides=tuple(overrides or ()),
+        count=count,
+        done=lambda label: say(f"Measured {label}"),
+    )
+    if json:
+        emit_json([one.to_dict() for one in found])
+        return
+    first = found[0].seconds.median
+    rows = [
+        [
+            one.label,
+            f"{1e3 * one.seconds.median:.1f}",
+            f"{1e3 * one.seconds.low:.1f}-{1e3 * one.seconds.high:.1f}",
+            f"{one.seconds.median / first:.2f}",
+            f"{1e3 * one.cpu_seconds:.1f}",
+            "-" if one.peak is None else f"{one.peak / 1e6:,.0f}",
+            "-" if one.peak is None or one.before is None
+            else f"{(one.peak - one.before) / 1e6:,.0f}",
+            f"{one.trainable:,}",
+            f"{one.stored:,}",
+            f"{one.snapshots:,}",
+        ]
+        for one in found
+    ]  # fmt: skip
+    header = [
+        "cell", "ms per step", "quartiles", "ratio", "CPU ms", "peak MB", "of steps MB",
+        "trainable", "stored", "snapshots",
+    ]  # fmt: skip
+    emit(columns(header, rows))
+    emit(
+        f"\n{count} steps each, after 2 more; peak of the {found[0].peak_of}, of which steps took "
+        "the part in the next column. Stored: numbers that rebuild the result from the pre-trained "
+        "model. Snapshots: averages, teachers and anchors."
+    )
+
+
 def _axes(
     grid: list[str] | None, preset: str | None, presets: Mapping[str, Sequence[Axis]]
 ) -> list[Axis]:

@@ -158,7 +158,7 @@ def _look(work: Work, runtime: Runtime) -> Preflight:
         counting.close()
     _require_gradients([name for name in trained if name not in reached], len(trained))
     before = ticks[-2].seconds if len(ticks) > 1 else 0.0
-    peak, peak_of = _peak(runtime)
+    peak, peak_of = peak_memory(runtime)
     state = work.optimizer.state.values()
     moments = [each for values in state for each in values.values() if isinstance(each, Tensor)]
     weights, snapshots = _held(learner)
@@ -226,8 +226,8 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _peak(runtime: Runtime) -> tuple[int | None, str]:
-    """Return the largest memory so far, and whose it is."""
+def peak_memory(runtime: Runtime) -> tuple[int | None, str]:
+    """Return the largest memory so far in bytes, and whose it is: "device" or "process"."""
     if runtime.device.type == "cuda":
         return torch.cuda.max_memory_allocated(runtime.device), "device"
     try:

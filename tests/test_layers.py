@@ -30,8 +30,8 @@ ROWS = [
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",
     "alpha_rules alpha_weights alpha_report alpha_hidden alpha_layers alpha_dynamic alpha",
-    "grids",
-    "preflight calibration predicting exporting doctor",
+    "grids video",
+    "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
     "console demo cli_show cli_tools cli_work cli_study cli __main__",
 ]

@@ -24,6 +24,7 @@ VERBS = (
     "doctor",
     "alpha",
     "ablate",
+    "profile",
 )
 
 LIGHT = (
@@ -34,6 +35,7 @@ LIGHT = (
     ("doctor", "--help"),
     ("alpha", "--help"),
     ("ablate", "--help"),
+    ("profile", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -39,7 +39,43 @@ def test_alpha_prints_its_grounds_and_writes_a_run(
         assert text in answer.out, answer.err
 
 
+def test_ablate_plans_trains_and_goes_on(
+    perdure: Perdure, tmp_path: Path, short: list[str]
+) -> None:
+    command = (
+        "ablate", "emojishift/tracer", "--grid", "method.serve=student,teacher",
+        "--grid", "alpha=0.5,1", "--out", "grid", "--limit", "80", *short,
+    )  # fmt: skip
+    answer = perdure(*command, "--plan")
+    assert answer.out.splitlines()[0] == "4 cells x 1 seeds: 1 trainings"
+    assert list(tmp_path.iterdir()) == []
+    plans = json.loads(perdure(*command, "--plan", "--json").out)
+    assert [one["delivered_by"] is None for one in plans] == [True, False]
+    answer = perdure(*command)
+    assert answer.code == 0, answer.err
+    assert "| serve=student, alpha=0.5 | 1 |" in answer.out
+    assert (tmp_path / "grid" / "ablation.md").read_text().strip() == answer.out.strip()
+    assert len(json.loads(perdure(*command, "--json").out)["rows"]) == 4
+
+
+def test_profile(perdure: Perdure, tmp_path: Path, short: list[str]) -> None:
+    command = ("profile", "emojishift/tracer", "--steps", "1", *short)
+    answer = perdure(*command, "--grid", "method.strength=0.9,0")
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[0].split()[:2] == ["cell", "ms"]
+    assert answer.out.splitlines()[3].startswith("strength=0 ")
+    found = json.loads(perdure(*command, "--json").out)
+    assert [one["label"] for one in found] == ["as it is"]
+    assert list(tmp_path.iterdir()) == []
+
+
 WRONG = [
+    (("ablate", "emojishift/tracer", "--out", "x"), "give at least one"),
+    (("ablate", "emojishift/tracer", "--out", "x", "--preset", "trcer"), "did you mean 'tracer'"),
+    (("ablate", "emojishift/trace", "--out", "x", "--grid", "seed=0,1"), "did you mean"),
+    (("ablate", "emojishift/ft", "--out", "x", "--grid", "method.a=0,1"), "method.a"),
+    (("profile", "emojishift/tracer", "--grid", "optim.lr"), "is not an axis"),
+    (("profile", "emojishift/tracer", "--preset", "x"), "no grid is called 'x'"),
     (("alpha", "perdure-tiny"), "is not a training run"),
     (("alpha", "run", "--method", "id_one_sd"), "did you mean 'id_one_se'"),
     (("alpha", "run", "--suite", "emojishft"), "did you mean 'emojishift'"),

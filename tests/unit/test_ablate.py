@@ -83,6 +83,8 @@ def test_named_grids() -> None:
     for name in ("tracer", "tracer-beta", "tracer-every", "tracer-strength"):
         for cell in cells(PRESETS[name]):
             load_recipe("emojishift/tracer", cell.assignments)
+    for cell in cells(PRESETS["radapter"]):
+        load_recipe("emojishift/radapter", cell.assignments)
 
 
 def test_a_run_that_keeps_more_is_trained_for_those_that_keep_less() -> None:
@@ -104,22 +106,29 @@ def test_a_run_that_keeps_more_is_trained_for_those_that_keep_less() -> None:
         carried("method.beta=.5,0.5")
 
 
-def test_what_is_delivered_is_what_training_gives(short: tuple[str, ...], tmp_path: Path) -> None:
-    axes = [parse_axis("method.serve=student,teacher")]
-    found = ablate("emojishift/tracer", axes, tmp_path / "grid", SUITE, overrides=short,
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [("tracer", "method.serve=student,teacher"), ("radapter", "method.momentum=0.0,0.2")],
+)
+def test_what_is_delivered_is_what_training_gives(
+    short: tuple[str, ...], tmp_path: Path, name: str, axis: str
+) -> None:
+    grid = [parse_axis(axis)]
+    (bare, full) = (cell.folder for cell in cells(grid))
+    found = ablate(f"emojishift/{name}", grid, tmp_path / "grid", SUITE, overrides=short,
                    how=How(limit=80))  # fmt: skip
-    delivered = Run(tmp_path / "grid" / "method.serve=student" / "seed-0")
-    assert delivered.status()["delivered_by"].endswith("method.serve=teacher/seed-0")
-    own = train(load_recipe("emojishift/tracer", short), tmp_path / "own")
+    delivered = Run(tmp_path / "grid" / bare / "seed-0")
+    assert delivered.status()["delivered_by"].endswith(f"{full}/seed-0")
+    changes = cells(grid)[0].assignments
+    own = train(load_recipe(f"emojishift/{name}", (*short, *changes)), tmp_path / "own")
     expected = own.predictor().state_dict()
-    for name, value in delivered.predictor().state_dict().items():
-        assert torch.equal(value, expected[name])
-    assert [row.label for row in found.rows] == ["serve=student", "serve=teacher"]
+    for tensor, value in delivered.predictor().state_dict().items():
+        assert torch.equal(value, expected[tensor])
+    assert [row.label for row in found.rows] == [choice.label for choice in grid[0].choices]
     assert found.rows[0].trainable == found.rows[1].trainable
     assert not any((tmp_path / "grid").rglob("state"))
-    bare = load_recipe("emojishift/flyp", short)
     with pytest.raises(RunError, match="missing or incomplete"):
-        module.deliver(bare, own, tmp_path / "none")
+        module.deliver(load_recipe("emojishift/flyp", short), own, tmp_path / "none")
 
 
 def test_alpha_needs_no_training_and_nothing_is_done_twice(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,9 @@ def test_added_modules_enter_at_full_strength(runs: dict[str, Path], tmp_path: P
     report = select_alpha(run, method="id_one_se", how=HOW, options=COARSE)
     for point in report.curve:
         assert point.value == pytest.approx(accuracy(adapted.fold(point.alpha)), abs=1 / 160 + 1e-9)
+    out = write_choice(replace(report, alpha=0.5), run, tmp_path / "half")
+    expected, merged = adapted.fold(0.5).state_dict(), Run(out).predictor().state_dict()
+    assert all(torch.allclose(merged[name], expected[name], atol=1e-6) for name in expected)
 
 
 def test_refusals(runs: dict[str, Path]) -> None:

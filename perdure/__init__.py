@@ -22,6 +22,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import losses, metrics, weights
+    from .alpha.select import select_alpha
     from .batch import Batch, Pairs, Step
     from .data.suites import SUITES
     from .evaluation import evaluate
@@ -64,6 +65,7 @@ __all__ = [
     "metrics",
     "register",
     "report",
+    "select_alpha",
     "train",
     "weights",
 ]
@@ -87,6 +89,7 @@ _HOME = {
     "merge": "merging",
     "register": "method",
     "report": "reporting",
+    "select_alpha": "alpha.select",
     "train": "training",
 }
 

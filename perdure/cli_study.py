@@ -26,12 +26,12 @@ from .errors import nearest
 from .grids import PRESETS, Axis, parse_axis
 
 if TYPE_CHECKING:
-    from .alpha_report import AlphaReport
+    from .alpha.report import AlphaReport
 
 ALPHA_RULES = (
     "fixed", "id_one_se", "leave_concepts_out", "stock", "mono", "lines", "dynamic",
 )  # fmt: skip
-"""As in `perdure.alpha_report`, which imports torch"""
+"""As in `perdure.alpha.report`, which imports torch"""
 
 Grid = Annotated[
     list[str] | None,
@@ -98,8 +98,8 @@ def alpha(
     from .data.suites import suite as find_suite
 
     chosen = find_suite(suite, data)
-    from .alpha import select_alpha, write_choice
-    from .alpha_report import Options
+    from .alpha.report import Options
+    from .alpha.select import select_alpha, write_choice
     from .errors import RunError
     from .prediction import How
     from .runtime import Runtime

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.alpha_report import RULES
+from perdure.alpha.report import RULES
 from perdure.cli_study import ALPHA_RULES
 
 from .conftest import Perdure

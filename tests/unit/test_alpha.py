@@ -13,13 +13,13 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from perdure import alpha_report, prediction
-from perdure.alpha import select_alpha, write_choice
-from perdure.alpha_dynamic import Dynamic
-from perdure.alpha_hidden import shorter
-from perdure.alpha_layers import Task
-from perdure.alpha_report import RULES, AlphaReport, Look, Options, look
-from perdure.alpha_rules import entropies, entropy_shares
+from perdure import prediction
+from perdure.alpha.dynamic import Dynamic
+from perdure.alpha.hidden import shorter
+from perdure.alpha.layers import Task
+from perdure.alpha.report import RULES, AlphaReport, Cost, Look, Options, look
+from perdure.alpha.rules import entropies, entropy_shares
+from perdure.alpha.select import select_alpha, write_choice
 from perdure.data.datasets import open_dataset
 from perdure.data.suites import SUITES
 from perdure.errors import DataError, RunError, TaskError, WeightsError
@@ -137,7 +137,7 @@ def rising(*values: float) -> Look:
     for value in values:
         right = np.arange(400) < 400 * value
         logits.append(np.stack([right, ~right], axis=1).astype(np.float32))
-    return Look((0.0, 0.5, 1.0), logits, [], labels, alpha_report.Cost())
+    return Look((0.0, 0.5, 1.0), logits, [], labels, Cost())
 
 
 def test_a_curve_that_only_rises_is_distrusted(

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure import alpha_rules as rules
-from perdure import alpha_weights as weights
+from perdure.alpha import rules, weights
 from perdure.errors import WeightsError
 from perdure.zoo import random_clip
 

@@ -12,13 +12,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .alpha_rules import binomial_errors
-from .prediction import How, Unit, gather
-from .run import Run
-from .subjects import Subject
-from .sweeping import Line
-from .training import Progress, Say
-from .weights import Weights
+from ..prediction import How, Unit, gather
+from ..run import Run
+from ..subjects import Subject
+from ..sweeping import Line
+from ..training import Progress, Say
+from ..weights import Weights
+from .rules import binomial_errors
 
 Rule = Literal["fixed", "id_one_se", "leave_concepts_out", "stock", "mono", "lines", "dynamic"]
 

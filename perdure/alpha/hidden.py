@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from .alpha_report import CurvePoint, look
-from .alpha_rules import best, binomial_errors, harmonic_error
-from .data.datasets import open_dataset
-from .data.suites import Suite
-from .errors import TaskError
-from .metrics import harmonic_mean
-from .prediction import How, open_validation
-from .recipe import Recipe, ValidateSpec
-from .run import Run
-from .subjects import find
-from .sweeping import Line, ends
-from .training import Progress, Say, train
+from ..data.datasets import open_dataset
+from ..data.suites import Suite
+from ..errors import TaskError
+from ..metrics import harmonic_mean
+from ..prediction import How, open_validation
+from ..recipe import Recipe, ValidateSpec
+from ..run import Run
+from ..subjects import find
+from ..sweeping import Line, ends
+from ..training import Progress, Say, train
+from .report import CurvePoint, look
+from .rules import best, binomial_errors, harmonic_error
 
 
 @dataclass(frozen=True)

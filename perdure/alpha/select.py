@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from . import alpha_rules as rules
-from .alpha_hidden import Hidden, leave_concepts_out, together
-from .alpha_layers import Task, lines, mono, stock
-from .alpha_report import FIXED, RULES, AlphaReport, Copy, Cost, Options, Rule, difference
-from .data.suites import Suite
-from .data.suites import suite as find_suite
-from .errors import RunError, TaskError, WeightsError, nearest
-from .files import write_json
-from .merging import input_of, keep, merge, wise_ft
-from .prediction import How, open_validation
-from .run import Run
-from .subjects import Subject, find
-from .sweeping import Line, ends, zero_shot_of
+from ..data.suites import Suite
+from ..data.suites import suite as find_suite
+from ..errors import RunError, TaskError, WeightsError, nearest
+from ..files import write_json
+from ..merging import input_of, keep, merge, wise_ft
+from ..prediction import How, open_validation
+from ..run import Run
+from ..subjects import Subject, find
+from ..sweeping import Line, ends, zero_shot_of
+from . import rules as rules
+from .hidden import Hidden, leave_concepts_out, together
+from .layers import Task, lines, mono, stock
+from .report import FIXED, RULES, AlphaReport, Copy, Cost, Options, Rule, difference
 
 
 def select_alpha(
@@ -81,7 +81,7 @@ def write_choice(report: AlphaReport, run: Subject | Run | Path | str, out: Path
     """Write the merged model of a choice as a new run, and the report beside it as alpha.json.
 
     A choice per image becomes a directory of runs: both ends and the copies between them, which
-    `perdure.alpha_dynamic.Dynamic.load` reads.
+    `perdure.alpha.dynamic.Dynamic.load` reads.
 
     Raises:
         RunError: If `out` exists or cannot be written.

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from . import alpha_weights as rules
-from .alpha_report import AlphaReport, Cost, Look, Options, Rule, difference, look
-from .alpha_rules import binomial_errors
-from .errors import RunError
-from .merging import wise_ft
-from .prediction import How, Unit
-from .predictor import Predictor
-from .records import document, identity
-from .run import Run
-from .subjects import Subject, find
-from .sweeping import Line, tuned_end, zero_shot_of
-from .weights import Weights, lerp
+from ..errors import RunError
+from ..merging import wise_ft
+from ..prediction import How, Unit
+from ..predictor import Predictor
+from ..records import document, identity
+from ..run import Run
+from ..subjects import Subject, find
+from ..sweeping import Line, tuned_end, zero_shot_of
+from ..weights import Weights, lerp
+from . import weights as rules
+from .report import AlphaReport, Cost, Look, Options, Rule, difference, look
+from .rules import binomial_errors
 
 PARALLEL = 0.95
 """A mean cosine from here on says that two runs are one"""

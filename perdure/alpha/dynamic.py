@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .alpha_rules import entropies, entropy_shares, nearest_centre
-from .errors import RunError, WeightsError
-from .inputs import Preprocess
-from .merging import wise_ft
-from .predictor import Predictor
-from .run import Run
+from ..errors import RunError, WeightsError
+from ..inputs import Preprocess
+from ..merging import wise_ft
+from ..predictor import Predictor
+from ..run import Run
+from .rules import entropies, entropy_shares, nearest_centre
 
 
 class Dynamic(nn.Module):

@@ -1,6 +1,6 @@
 """How far to move from a zero-shot model to a fine-tuned one: rules on curves and predictions.
 
-Pure functions of arrays. Rules on weights are in `alpha_weights`; `alpha` carries both out on runs.
+Pure functions of arrays. Rules on weights are in `weights`; `select` carries both out on runs.
 """
 
 from __future__ import annotations

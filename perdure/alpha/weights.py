@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import WeightsError
-from .weights import Weights
+from ..errors import WeightsError
+from ..weights import Weights
 
 Floats = NDArray[np.float64]
 

@@ -107,7 +107,7 @@ def choose(run: Path, other: Path, seed: int) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for rule in ("fixed", "id_one_se", "leave_concepts_out", "stock", "mono", "lines", "dynamic"):
         options = Options(other=other, work=work / "hidden")
-        report = select_alpha(run, SUITE, rule, how=how, options=options)  # type: ignore[arg-type]
+        report = select_alpha(run, SUITE, rule, how=how, options=options)
         if report.alpha is not None and report.weights is None:
             inside, outside = between(points, report.alpha)
         else:

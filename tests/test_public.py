@@ -17,7 +17,8 @@ PROMISED = {
     "METHODS", "SUITES", "Batch", "Context", "DataError", "DependencyError", "DivergedError",
     "Learner", "Method", "Pairs", "PerdureError", "Predictor", "Recipe", "RecipeError", "Run",
     "RunError", "Step", "SurgeryError", "TaskError", "WeightsError", "__version__", "evaluate",
-    "load_recipe", "losses", "merge", "metrics", "register", "report", "train", "weights",
+    "load_recipe", "losses", "merge", "metrics", "register", "report",
+    "select_alpha", "train", "weights",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from perdure.alpha.report import RULES
 from perdure.cli_study import ALPHA_RULES
+from perdure.profiling import measure
 
 from .conftest import Perdure
 
@@ -58,7 +59,14 @@ def test_ablate_plans_trains_and_goes_on(
     assert len(json.loads(perdure(*command, "--json").out)["rows"]) == 4
 
 
-def test_profile(perdure: Perdure, tmp_path: Path, short: list[str]) -> None:
+def test_profile(
+    perdure: Perdure, tmp_path: Path, short: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fresh processes are the business of tests/unit/test_profiling.py.
+    monkeypatch.setattr(
+        "perdure.profiling._in_a_process",
+        lambda label, recipe, count: measure(recipe, count, label),
+    )
     command = ("profile", "emojishift/tracer", "--steps", "1", *short)
     answer = perdure(*command, "--grid", "method.strength=0.9,0")
     assert answer.code == 0, answer.err

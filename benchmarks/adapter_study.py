@@ -1,6 +1,6 @@
 """Measure R-Adapter's parts and the choices of alpha on EmojiShift, and write their page.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.adapter_study [--page-only]
+    OMP_NUM_THREADS=1 python -m benchmarks.adapter_study [--page-only | --part losses]
 
 Writes `docs/results-adapters.md`, its figures, and the pictures of `docs/methods/radapter.md`. The
 runs of R-Adapter itself are those of `benchmarks.results`. Resumable.
@@ -36,6 +36,8 @@ NAME = "radapter"
 MORE = (3, 4)
 """Seeds beside those of the results page, for the choices of alpha"""
 
+PARTS = ("ensembles", "losses", "rules")
+
 ALPHA = Axis("alpha", (Choice("alpha 1", alpha=1.0), Choice("alpha 0.5", alpha=0.5)))
 
 
@@ -50,23 +52,19 @@ def losses() -> tuple[Axis, ...]:
     return (*(axis for axis in PRESETS["radapter"] if axis.name == "loss"), ALPHA)
 
 
-def ablations() -> dict[str, str]:
-    """Carry out both ablations and return their tables."""
-    tables = {}
-    fast = ("run.threads=1", "run.device=cpu")
-    for name, axes in (("ensembles", ensembles()), ("losses", losses())):
-        found = ablate(
-            f"emojishift/{NAME}",
-            axes,
-            ROOT / "ablation" / name,
-            find_suite(SUITE),
-            overrides=fast,
-            seeds=SEEDS,
-            how=How(runtime=Runtime("cpu", threads=1)),
-            say=print,
-        )
-        tables[name] = found.to_markdown()
-    return tables
+def ablation(name: str) -> None:
+    """Carry out one ablation and keep its table."""
+    found = ablate(
+        f"emojishift/{NAME}",
+        {"ensembles": ensembles, "losses": losses}[name](),
+        ROOT / "ablation" / name,
+        find_suite(SUITE),
+        overrides=("run.threads=1", "run.device=cpu"),
+        seeds=SEEDS,
+        how=How(runtime=Runtime("cpu", threads=1)),
+        say=print,
+    )
+    write_json(FIGURES / f"ablation_{name}.json", {"markdown": found.to_markdown()})
 
 
 def more_jobs(rate: float) -> list[Job]:
@@ -158,18 +156,18 @@ def main() -> None:
     """Measure what is missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--page-only", action="store_true", help="write the page from what is done")
-    parser.add_argument("--part", choices=("ablations", "rules"), help="measure this part alone")
+    parser.add_argument("--part", choices=PARTS, help="measure this part alone")
     asked = parser.parse_args()
     rate = read_choices()[NAME].rate
-    file = FIGURES / "ablations.json"
-    if not asked.page_only:
-        if asked.part != "rules":
-            write_json(file, ablations())
-        if asked.part != "ablations":
+    for part in () if asked.page_only else (asked.part,) if asked.part else PARTS:
+        if part == "rules":
             rules(rate)
-        if asked.part:
-            return
-    write_text(PAGE, page(read_json(file), read_json(FIGURES / "alpha_rules.json")))
+        else:
+            ablation(part)
+    if asked.part:
+        return
+    tables = {part: read_json(FIGURES / f"ablation_{part}.json")["markdown"] for part in PARTS[:2]}
+    write_text(PAGE, page(tables, read_json(FIGURES / "alpha_rules.json")))
     runs: Sequence[Path] = [run_folder("seed-0", NAME, rate) / f"seed-{seed}" for seed in SEEDS]
     pictures = Path("docs/methods")
     draw_strength([curve(run) for run in runs], pictures / "radapter-alpha.png")

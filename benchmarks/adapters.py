@@ -10,13 +10,11 @@ medians of per-round ratios of interleaved rounds.
 
 import argparse
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
-from perdure.adapters import write_adapters
 from perdure.batch import Batch
 from perdure.learner import Learner
 from perdure.loop import steps
@@ -162,13 +160,11 @@ def averaging(rounds: int) -> None:
 def storing() -> None:
     """Print how large what is stored of a tuned model is."""
     adapted = random_adapters(None)
-    with tempfile.TemporaryDirectory() as folder:
-        write_adapters(adapted, Path(folder) / "adapters")
-        size = sum(file.stat().st_size for file in (Path(folder) / "adapters").rglob("*"))
-    added = sum(value.numel() for value in adapted.added().values())
-    everything = 4 * (sum(value.numel() for value in adapted.parameters()) + added)
+    added = {name: value.detach() for name, value in adapted.added().items()}
+    size = len(save(added))
+    twice = sum(value.numel() for value in (*adapted.parameters(), *added.values()))
     print(f"- adapters alone: {size / 1e6:.1f} MB; model with live and averaged adapters "
-          f"{everything / 1e6:.1f} MB: {size / everything:.3f}")  # fmt: skip
+          f"{4 * twice / 1e6:.1f} MB: {size / (4 * twice):.3f}")  # fmt: skip
 
 
 def main() -> None:

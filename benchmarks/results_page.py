@@ -15,7 +15,7 @@ from perdure.files import write_text
 from perdure.records import Record, point, read, summary
 from perdure.tables import cell, table
 
-from .experiments import PLANS, ROOT, SECOND, SUITE, Choice
+from .experiments import PLANS, ROOT, SECOND, SEEDS, SUITE, Choice
 
 SHIFTS = ("v2", "rendition", "sketch", "hard", "corrupt")
 TARGETS = (0.65, 0.70, 0.75, 0.80)
@@ -37,7 +37,7 @@ class Runs:
     def __init__(self, checkpoint: str, name: str, rate: float) -> None:
         folder = ROOT / checkpoint / name / f"{rate:g}"
         ready = [
-            path for path in sorted(folder.glob("seed-*"))
+            path for path in (folder / f"seed-{seed}" for seed in SEEDS)
             if (path / "scores" / f"{SUITE}.json").is_file()
         ]  # fmt: skip
         self.name, self.rate = name, rate

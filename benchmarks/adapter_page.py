@@ -114,8 +114,8 @@ def length(adapter: Adapter) -> float:
         assert adapter.up is not None
         assert adapter.down is not None
         whole = adapter.up @ adapter.down
-    gate = 1.0 if adapter.gate is None else float(adapter.gate)
-    return abs(gate) * float(whole.norm())
+    gate = 1.0 if adapter.gate is None else float(adapter.gate.detach())
+    return abs(gate) * float(whole.detach().norm())
 
 
 def draw_norms(predictors: Sequence[Path], out: Path) -> None:

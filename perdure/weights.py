@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -232,18 +232,20 @@ class Snapshot(nn.Module):
 
     def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self._names = tuple(weights)
+        self._buffer_of = {name: _buffer(name) for name in weights}
         for name, tensor in weights.items():
             if not tensor.is_floating_point():
                 raise WeightsError(
                     f"{name} has type {tensor.dtype}; a snapshot holds floating-point weights only."
                 )
             precise = torch.promote_types(tensor.dtype, torch.float32)
-            self.register_buffer(_buffer(name), tensor.detach().to(precise, copy=True))
+            self.register_buffer(self._buffer_of[name], tensor.detach().to(precise, copy=True))
 
     def values(self) -> dict[str, Tensor]:
         """Return the live tensors under the weights' own names, without gradient."""
-        return {name: self.get_buffer(_buffer(name)) for name in self._names}
+        # Read directly: `get_buffer` would take as long as the update of a small average.
+        buffers = self._buffers
+        return {name: cast(Tensor, buffers[key]) for name, key in self._buffer_of.items()}
 
     @torch.no_grad()
     def mix_(self, new: Weights, share: float) -> None:

@@ -14,8 +14,9 @@ from perdure.methods.flyp import Flyp
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
-def _prepared() -> Iterator[None]:
+@pytest.fixture(scope="module", autouse=True)
+def prepared() -> Iterator[None]:
+    """Set torch up as the benchmark does; it must not stay so, for other tests compare bits."""
     threads, fast = torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()
     prepare()
     yield
@@ -24,8 +25,7 @@ def _prepared() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, tuple[float, int, int]]:
-    prepare()
+def found(prepared: None) -> dict[str, tuple[float, int, int]]:
     return {name: counted(build()) for name, build in STEPS.items()}
 
 

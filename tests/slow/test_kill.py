@@ -56,6 +56,8 @@ def start(
     """Start a verb, by default the run again, where no file may be larger than `limit` bytes."""
 
     def restrict() -> None:
+        # A shell starts what it puts into the background with Ctrl-C ignored, and we inherit that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..errors import SurgeryError
 from .operations import check_alpha
-from .sites import Site, Tower, find_sites
+from .sites import Site, Tower, check_blocks, find_sites
 
 Target = Literal["in_proj", "out_proj", "mlp_in", "mlp_out"]
 
@@ -173,11 +173,7 @@ class LowRank:
                 raise SurgeryError(
                     f"{name} are {list(chosen)}; name some of {', '.join(known)}, each once."
                 )
-        if self.blocks is not None and (not self.blocks or min(self.blocks) < 0):
-            raise SurgeryError(
-                f"blocks are {list(self.blocks)}; name at least one, counting from 0, or null for "
-                "all."
-            )
+        check_blocks(self.blocks)
 
     def attach(self, clip: nn.Module) -> None:
         """Add the factors; the model computes what it did, bit for bit.
@@ -229,17 +225,9 @@ class LowRank:
         Raises:
             SurgeryError: If there is none, or a block does not exist.
         """
-        sites = find_sites(clip, self.towers)
-        absent = sorted(set(self.blocks or ()) - {site.block for site in sites})
-        if absent:
-            last = max(site.block for site in sites)
-            raise SurgeryError(
-                f"no tower has the blocks {absent}; allowed are 0 to {last}, or null for all."
-            )
         found = {
             path: target
-            for site in sites
-            if self.blocks is None or site.block in self.blocks
+            for site in find_sites(clip, self.towers, self.blocks)
             for path, target in _layers(clip, site)
             if target in self.targets
         }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import SurgeryError
 from .adapter import Adapter, DropMode
 from .operations import check_alpha
-from .sites import Site, Tower, find_sites, linear_at
+from .sites import Site, Tower, check_blocks, find_sites, linear_at
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,7 @@ class Residual:
             raise SurgeryError(
                 f"towers are {list(self.towers)}; name image, text or both, each once."
             )
-        if self.blocks is not None and (not self.blocks or min(self.blocks) < 0):
-            raise SurgeryError(
-                f"blocks are {list(self.blocks)}; name at least one, counting from 0, or null for "
-                "all."
-            )
+        check_blocks(self.blocks)
 
     def attach(self, clip: nn.Module) -> None:
         """Add the adapters; the model computes what it did, bit for bit.
@@ -118,17 +114,8 @@ class Residual:
         for adapter in [_own(clip, site) for site in self._sites(clip)]:
             adapter.alpha = alpha
 
-    def _sites(self, clip: nn.Module) -> list[Site]:
-        sites = find_sites(clip, self.towers)
-        if self.blocks is None:
-            return list(sites)
-        absent = sorted(set(self.blocks) - {site.block for site in sites})
-        if absent:
-            last = max(site.block for site in sites)
-            raise SurgeryError(
-                f"no tower has the blocks {absent}; allowed are 0 to {last}, or null for all."
-            )
-        return [site for site in sites if site.block in self.blocks]
+    def _sites(self, clip: nn.Module) -> tuple[Site, ...]:
+        return find_sites(clip, self.towers, self.blocks)
 
     def _rank(self, site: Site) -> int | None:
         return self.rank_image if site.tower == "image" else self.rank_text

@@ -75,13 +75,44 @@ FAMILIES = (
 """The known towers; the first family whose layers are all there is the one."""
 
 
-def find_sites(clip: nn.Module, towers: Sequence[Tower] = ("image", "text")) -> tuple[Site, ...]:
+def find_sites(
+    clip: nn.Module,
+    towers: Sequence[Tower] = ("image", "text"),
+    blocks: Sequence[int] | None = None,
+) -> tuple[Site, ...]:
     """Return the sites of some towers: two per block, in the order of the forward pass.
 
+    Args:
+        clip: The model.
+        towers: Which towers.
+        blocks: Which blocks of each tower, from 0; None for all.
+
     Raises:
-        SurgeryError: If a tower has no transformer blocks of a known family.
+        SurgeryError: If a tower has no transformer blocks of a known family, or no tower has one
+            of the blocks.
     """
-    return tuple(site for tower in towers for site in _tower_sites(clip, tower))
+    sites = tuple(site for tower in towers for site in _tower_sites(clip, tower))
+    if blocks is None:
+        return sites
+    absent = sorted(set(blocks) - {site.block for site in sites})
+    if absent:
+        last = max(site.block for site in sites)
+        raise SurgeryError(
+            f"no tower has the blocks {absent}; allowed are 0 to {last}, or null for all."
+        )
+    return tuple(site for site in sites if site.block in blocks)
+
+
+def check_blocks(blocks: Sequence[int] | None) -> None:
+    """Refuse a choice of blocks that fits no model.
+
+    Raises:
+        SurgeryError: If it is empty or counts below 0.
+    """
+    if blocks is not None and (not blocks or min(blocks) < 0):
+        raise SurgeryError(
+            f"blocks are {list(blocks)}; name at least one, counting from 0, or null for all."
+        )
 
 
 def linear_at(clip: nn.Module, path: str) -> nn.Linear:

@@ -21,6 +21,7 @@ ROWS = [
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
     "towers inputs stored predictor zoo learner method teacher distillation objective",
+    "classifying",
     "adapters peft_format compression",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "data.tables data.class_names data.folders data.layout data.own",

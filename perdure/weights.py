@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .errors import WeightsError
+from .kernels import beta_shares, require_positive
 
 Weights = Mapping[str, Tensor]
 """Parameter name, as in `named_parameters()`, to tensor."""
@@ -151,7 +151,7 @@ def warmup_ema(start: float, end: float, warmup_steps: float, every: int = 1) ->
     """
     _require_share("start", start)
     _require_share("end", end)
-    _require_positive("every", every)
+    require_positive("every", every)
 
     def share(k: int) -> float:
         step = (k - 1) * every
@@ -184,17 +184,8 @@ def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) ->
 
     Source: TRACER (Asadollahzadeh et al. 2026, arXiv 2605.29380), definition 3.3.
     """
-    _require_positive("beta", beta)
-    _require_positive("total", total)
-    _require_positive("every", every)
-    updates = total if released else -(-total // every)
-    steps = np.arange(updates + 1) * (1 if released else every)
-    time = (np.minimum(steps, total) + 0.5) / (total + 1)
-    # Scaled to 1 at the centre: only ratios matter, and the Beta function would cancel.
-    alpha = (4.0 * time * (1.0 - time)) ** (beta - 1.0)
-    mass = np.cumsum(alpha)
-    # Very large beta underflows at the start, where the next update then takes all the mass.
-    shares = np.divide(alpha, mass, out=np.ones_like(alpha), where=mass > 0)
+    shares = beta_shares(beta, total, every, released)
+    updates = len(shares)
 
     def share(k: int) -> float:
         if not 1 <= k <= updates:
@@ -202,7 +193,7 @@ def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) ->
                 f"update {k} is outside this average of 1 to {updates} updates; build it with the "
                 "number of optimiser steps that the run really takes."
             )
-        return float(shares[k])
+        return float(shares[k - 1])
 
     return share
 
@@ -316,8 +307,3 @@ def _normalised(shares: Sequence[float] | None, count: int) -> list[float]:
 def _require_share(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} is {value}; it must lie in [0, 1].")
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}; it must be greater than 0.")

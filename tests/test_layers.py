@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent / "perdure"
 
 ROWS = [
     "errors files documents signals extras rundir processes",
+    "kernels",
     "weights batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",

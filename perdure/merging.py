@@ -16,7 +16,7 @@ import yaml
 from .errors import RunError, WeightsError
 from .files import whole_directory, write_json, write_text
 from .predictor import Predictor
-from .run import Run, environment
+from .run import Run, environment, write_model
 from .runtime import Runtime
 from .subjects import Subject, find, sha256_of
 from .weights import lerp
@@ -32,7 +32,8 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
 
     Equals `zero_shot` at 0 and `tuned` at 1 exactly. Integer tensors come from the nearer end.
     Modules that were added to the tuned end are folded at full strength, whatever their own alpha:
-    here alpha is their strength.
+    here alpha is their strength. Those that cannot be folded, such as learned contexts, move in a
+    straight line from their start, where they change nothing or as little as they can.
 
     Args:
         zero_shot: The start of the fine-tuning.
@@ -40,6 +41,7 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
         alpha: Share of the tuned weights, in [0, 1].
 
     Raises:
+        SurgeryError: If added modules cannot be weakened.
         WeightsError: If `alpha` is out of range, or names, shapes or head classes differ. The
             released code keeps tensors that only one end has and takes those of another shape
             from the tuned end, which silently merges different models; here both are errors.
@@ -133,10 +135,11 @@ def keep(merged: Predictor, document: Mapping[str, Any], out: Path | str) -> Run
         raise RunError(f"{out} exists already. Choose a new directory for --out, or remove it.")
     with whole_directory(out) as fresh:
         merged.save(fresh / "predictor")
-        merged.export_open_clip(fresh / "model")
+        note = write_model(merged, fresh / "model")
         write_text(fresh / "merge.yaml", yaml.safe_dump(dict(document), sort_keys=False))
         write_json(fresh / "env.json", environment(Runtime("cpu")))
-        write_json(fresh / "status.json", {"state": "finished"})
+        status = {"state": "finished"} | ({"note": note} if note else {})
+        write_json(fresh / "status.json", status)
     return Run(out)
 
 
@@ -156,6 +159,7 @@ def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | 
             continue
         if head is not None and member.head is None:
             member = _with_head(member.copy(), head)
+        result, member = _with_same_modules(result, member)
         if result.classes != member.classes:
             raise WeightsError(
                 "the members' heads were trained on different classes "
@@ -170,6 +174,43 @@ def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | 
 
 def _plain(member: Predictor, alpha: float | None = None) -> Predictor:
     return member.fold(alpha) if member.surgeries else member
+
+
+def _with_same_modules(left: Predictor, right: Predictor) -> tuple[Predictor, Predictor]:
+    """Give one of two predictors what the other has and cannot fold, at strength 0.
+
+    Raises:
+        WeightsError: If both have such modules, and not the same.
+    """
+    if left.surgeries == right.surgeries:
+        return left, right
+    if not left.surgeries:
+        return _beside(left, right), right
+    if not right.surgeries:
+        return left, _beside(right, left)
+    raise WeightsError(
+        "the members have different added modules, which have no mean: "
+        f"{left.surgeries} and {right.surgeries}. Merge runs of one method with the same settings."
+    )
+
+
+def _beside(plain: Predictor, other: Predictor) -> Predictor:
+    """Return `plain` with the modules of `other` at strength 0."""
+    start, own = other.fold(0.0), plain.copy()
+    start.head, start.classes, start.templates = own.head, own.classes, own.templates
+    start.source = own.source
+    weights, theirs = start.state_dict(), own.state_dict()
+    own_names = theirs.keys() - weights.keys()
+    wrong = sorted(
+        own_names | {n for n in theirs if n in weights and theirs[n].shape != weights[n].shape}
+    )
+    if wrong:
+        raise WeightsError(
+            f"{plain.source.name} and {other.source.name} are not one architecture, first "
+            f"difference: {wrong[0]}. Merge models that were fine-tuned from the same start."
+        )
+    start.load_state_dict({**weights, **theirs})
+    return start
 
 
 def _with_head(member: Predictor, head: Head | None) -> Predictor:

@@ -256,6 +256,11 @@ def name_tokens(
     return found
 
 
+def text_tokens(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of a text without start, end and padding."""
+    return _bodies(tokenizer([text]), frame(tokenizer))[0]
+
+
 _PROBE = "x"
 """A word that every vocabulary has"""
 

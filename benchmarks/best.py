@@ -124,8 +124,8 @@ def page() -> str:
         "edited by hand. The question: do contrastive loss with many positives, distillation from "
         "an average of the run, low rank or adapters, and re-scaling add up to more than the best "
         "published method? The rule of the search was fixed before it, and its list of candidates "
-        "was lengthened once, by six around the best of the first 14, before any test set was looked "
-        f"at: {len(found)} in all, one training each on the shipped checkpoint with seed 0; "
+        "was lengthened once, by six around the best of the first 14, before any test set was seen"
+        f": {len(found)} in all, one training each on the shipped checkpoint with seed 0; "
         "the best has the highest mean `val_shift` accuracy (n = 1,200) at equal `val` accuracy "
         "(n = 1,600) along its WiSE-FT line; one that does not reach a target is n/a. No test set "
         "was looked at.",

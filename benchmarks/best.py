@@ -44,15 +44,20 @@ def best_jobs(checkpoint: str) -> list[Job]:
     ]  # fmt: skip
 
 
+def zero_shot(checkpoint: str) -> None:
+    """Score the untouched model, unless that is done."""
+    start = ROOT / checkpoint / "zero-shot"
+    if not start.exists():
+        merge("zero-shot", [CHECKPOINTS[checkpoint]], start)
+    if not (start / "scores" / f"{SUITE}.json").is_file():
+        evaluate(start, SUITE)
+
+
 def measure(workers: int) -> None:
     """Carry out what is missing."""
     choices = read_choices()
-    for checkpoint, model in CHECKPOINTS.items():
-        start = ROOT / checkpoint / "zero-shot"
-        if not start.exists():
-            merge("zero-shot", [model], start)
-        if not (start / "scores" / f"{SUITE}.json").is_file():
-            evaluate(start, SUITE)
+    for checkpoint in CHECKPOINTS:
+        zero_shot(checkpoint)
     jobs = [job for checkpoint in CHECKPOINTS for job in best_jobs(checkpoint)]
     for checkpoint in CHECKPOINTS:
         for name in RIVALS:

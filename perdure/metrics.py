@@ -171,6 +171,36 @@ def harmonic_mean(a: float, b: float) -> float:
     return 2.0 * a * b / (a + b) if a + b > 0 else 0.0
 
 
+def harmonic_of_means(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the harmonic mean of two averages, as published base-to-novel tables do.
+
+    Args:
+        first: One number >= 0 per run or data set, such as base accuracies, (R,).
+        second: The same runs' other number, such as novel accuracies, (R,).
+
+    Raises:
+        DataError: If lengths differ or there is nothing to average.
+
+    Source: Zhou et al. 2022 (CoCoOp), arXiv 2203.05557, table 1: the row of averages.
+    """
+    require_pair(np.asarray(first), np.asarray(second))
+    return harmonic_mean(float(np.mean(first)), float(np.mean(second)))
+
+
+def mean_of_harmonics(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the average of every pair's own harmonic mean; at most `harmonic_of_means`.
+
+    Args:
+        first: As in `harmonic_of_means`.
+        second: As in `harmonic_of_means`.
+
+    Raises:
+        DataError: As `harmonic_of_means`.
+    """
+    require_pair(np.asarray(first), np.asarray(second))
+    return float(np.mean([harmonic_mean(a, b) for a, b in zip(first, second, strict=True)]))
+
+
 def _require_embeddings(rows: Floats, labels: Labels) -> None:
     if rows.ndim != 2 or labels.shape != rows.shape[:1] or len(rows) == 0:
         raise DataError(

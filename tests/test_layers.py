@@ -24,7 +24,7 @@ ROWS = [
     "classifying",
     "adapters peft_format compression",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
-    "data.tables data.class_names data.folders data.layout data.own",
+    "data.tables data.class_names data.folders data.layout data.own data.protocols",
     "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",

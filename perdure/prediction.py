@@ -79,13 +79,13 @@ def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
     Raises:
         DataError: If data are missing.
     """
-    templates = templates_for(suite.templates, how.root)
     inside: tuple[str, ...] = ()
     for split in suite.splits:
         dataset = open_dataset(split.dataset, split.split, how.root, classes=split.classes)
         if split.role == "id":
             inside = dataset.classes
         names = dataset.classes if split.columns is None else inside
+        templates = templates_for(split.templates or suite.templates, how.root)
         yield split, Unit(spread(dataset, how.limit), templates, names, split.columns)
 
 

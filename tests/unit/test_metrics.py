@@ -174,6 +174,22 @@ def test_golden_mean_of_harmonic_means_is_another_number(golden):
         metrics.harmonic_of_means([0.5], [0.5, 0.6])
 
 
+def test_interval_of_a_harmonic_mean_is_that_of_resampled_images():
+    rng = np.random.default_rng(0)
+    base, novel = rng.random(400) < 0.8, rng.random(300) < 0.5
+    found = metrics.harmonic_interval([base], [novel], resamples=4000)
+    draws = [
+        metrics.harmonic_mean(
+            rng.choice(base, len(base)).mean(), rng.choice(novel, len(novel)).mean()
+        )
+        for _ in range(4000)
+    ]
+    np.testing.assert_allclose(found, np.quantile(draws, [0.025, 0.975]), atol=0.004)
+    assert metrics.harmonic_interval([np.ones(3, bool)], [np.ones(2, bool)]) == (1.0, 1.0)
+    with pytest.raises(DataError, match="at least one set"):
+        metrics.harmonic_interval([base], [])
+
+
 def test_harmonic_mean():
     assert metrics.harmonic_mean(0.5, 1.0) == pytest.approx(2 / 3)
     assert metrics.harmonic_mean(0.0, 0.0) == 0.0

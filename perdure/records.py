@@ -24,6 +24,9 @@ from .rundir import is_run, require_readable, runs_in
 Splits = Mapping[str, Mapping[str, Any]]
 """Split name to its entry in a score file."""
 
+HARMONIC = {"harmonic": ("base", "novel"), "harmonic_ood": ("base_ood", "novel_ood")}
+"""Words for harmonic means, and the two words they are of"""
+
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What reading raises where a file holds something else than perdure writes"""
 
@@ -102,13 +105,17 @@ def summary(splits: Splits) -> dict[str, float]:
         ("art", [name for name in shifted if name != "corrupt"], "accuracy"),
         ("base", of_role.get("base"), "accuracy"),
         ("novel", of_role.get("novel"), "accuracy"),
+        ("base_ood", of_role.get("base_ood"), "accuracy"),
+        ("novel_ood", of_role.get("novel_ood"), "accuracy"),
+        ("target", of_role.get("target"), "accuracy"),
         ("ece_id", of_role.get("id"), "ece"),
         ("ece_ood", shifted, "ece"),
     ):
         if names and (word != "art" or "corrupt" in shifted):
             values[word] = float(np.mean([ours[name][metric] for name in names]))
-    if "base" in values and "novel" in values:
-        values["harmonic"] = harmonic_mean(values["base"], values["novel"])
+    for word, (base, novel) in HARMONIC.items():
+        if base in values and novel in values:
+            values[word] = harmonic_mean(values[base], values[novel])
     return values
 
 

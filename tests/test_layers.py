@@ -24,8 +24,9 @@ ROWS = [
     "classifying",
     "adapters peft_format compression",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
-    "data.tables data.class_names data.folders data.layout data.own",
-    "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
+    "data.tables data.class_names data.folders data.layout data.own data.protocols",
+    "data.emojishift data.prompts data.datasets data.sampling data.loading data.splits",
+    "data.transfer data.suites",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
     "recipe optim runtime states run comparison records prediction subjects",
@@ -39,7 +40,7 @@ ROWS = [
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 
-LIGHT = ("data.suites", "errors", "method", "metrics", "reporting", "cli")
+LIGHT = ("data.suites", "data.transfer", "errors", "method", "metrics", "reporting", "cli")
 """Modules that help, version and lists need; they must not import torch."""
 
 DISTRIBUTED = {"collective", "runtime"}

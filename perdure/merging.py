@@ -141,6 +141,23 @@ def merge(
     return Run(out)
 
 
+def phases(kind: str, options: Mapping[str, Any], batch_norm: int | None = None) -> tuple[str, ...]:
+    """Return what `merge` will tell its `progress`, in order; each comes to 1.
+
+    Raises:
+        RunError, WeightsError: As `merge`, where options are wrong.
+    """
+    merger = make(kind, options)
+    images = needs_images(merger)
+    return (
+        "reading",
+        *(["choosing"] if images and isinstance(merger, Soup) else []),
+        *(["measuring"] if images and not isinstance(merger, Soup) else []),
+        "merging",
+        *(["renewing statistics"] if batch_norm is not None else []),
+    )
+
+
 class _Merged(NamedTuple):
     predictor: Predictor
     document: dict[str, Any]

@@ -37,7 +37,7 @@ ROWS = [
     "grids video",
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
-    "console demo cli_show cli_tools cli_work cli_study cli __main__",
+    "console demo cli_merge cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

@@ -20,7 +20,7 @@ ROWS = [
     "weights mixing batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
-    "towers inputs stored predictor zoo learner method teacher distillation objective",
+    "towers inputs stored predictor zoo learner method teacher statistics distillation objective",
     "classifying",
     "adapters peft_format compression",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",

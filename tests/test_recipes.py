@@ -26,6 +26,7 @@ PUBLISHED = [
     *(f"wilds/iwildcam-{name}" for name in KINDS),
     *(f"imagenet/radapter{kind}" for kind in ("", "-released", "-16-shot", "-16-shot-released")),
     *("base-to-novel/radapter", "base-to-novel/radapter-released"),
+    *("base-to-novel/coop", "base-to-novel/kgcoop"),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
     *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
 ]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError, nearest
+from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
 from .layout import SHIFTED, Own, find_own, fingerprint
 from .splits import Role as Role
@@ -86,6 +87,12 @@ SUITES: dict[str, Suite] = {
             templates="emojishift",
         ),
         Suite(
+            name=DAMAGED,
+            summary=f"images damaged in 15 ways and 5 degrees: name a suite, as in {DAMAGED}-own",
+            splits=(),  # those of the suite
+            templates="emojishift",
+        ),
+        Suite(
             name="own",
             summary="your pictures at --data: test (or val), and every ood_NAME beside it",
             splits=(),  # those that are found
@@ -106,8 +113,15 @@ def suite(name: str, root: Path | None = None) -> Suite:
     Raises:
         DataError: If there is none (names the nearest), or own data are missing or malformed.
     """
+    if name.startswith(f"{DAMAGED}-"):
+        return damaged_suite(suite(name.removeprefix(f"{DAMAGED}-"), root))
     if name.startswith(f"{B2N}-"):
         return _halves_of(name.removeprefix(f"{B2N}-"), root)
+    if name == DAMAGED:
+        raise DataError(
+            f"suite {DAMAGED} needs the name of the suite whose images are damaged, as in "
+            f"{DAMAGED}-own or {DAMAGED}-emojishift."
+        )
     if name == B2N:
         raise DataError(
             f"suite {B2N} needs the name of the data set whose classes are halved, as in "

@@ -20,6 +20,7 @@ ROWS = [
     "weights batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
+    "checkpoints",
     "towers inputs stored predictor zoo learner method teacher distillation objective",
     "classifying",
     "adapters peft_format compression",

@@ -8,6 +8,7 @@ what such names would make is replaced by an object that takes everything and do
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -66,9 +67,8 @@ def read(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of doubts about the format; it may yet be fine
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever a damaged file makes it stumble on
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise WeightsError(
-            f"cannot read weights from {path} ({reason}). Allowed are safetensors files and "
+            f"cannot read weights from {path} ({_reason(error)}). Allowed are safetensors files and "
             "checkpoints that hold tensors only; TorchScript archives and pickled models are "
             "refused because loading them would run their code. "
             "Save model.state_dict() with safetensors and use that file."
@@ -111,6 +111,14 @@ def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a file in a few words."""
+    text = str(error).strip()
+    if named := re.search(r"GLOBAL (\S+)", text):  # behind advice to trust the file
+        return f"it names {named[1]}, which is neither a tensor nor a plain container"
+    return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
 @cache
 def _inert() -> list[Any]:
     """Return the names that may stand in a file besides tensors, each with what replaces it."""
@@ -123,5 +131,5 @@ def _inert() -> list[Any]:
         for name in ("ConstantWarmupScheduler", "LinearWarmupScheduler")
     }
     names |= {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"}
-    names |= {"argparse.Namespace", "builtins.dict"}
+    names |= {"argparse.Namespace", *(f"builtins.{name}" for name in ("dict", "list", "int", "float"))}
     return [(_plain_dict, "collections.defaultdict"), *((Inert, name) for name in sorted(names))]

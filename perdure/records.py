@@ -37,7 +37,8 @@ class Record:
 
     path: Path
     method: str
-    """Registry name; `zero-shot` for an untouched model, `soup` for a mean of runs"""
+    """Registry name; `zero-shot` for an untouched model, `soup` for a mean of runs, `ft + ties` for
+    other merges"""
     alpha: float | None
     """Share of the tuned weights where weights were interpolated"""
     seed: int | None
@@ -133,14 +134,17 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         methods = [method for method, _, _, _ in inputs if method != "zero-shot"]
         kind = str(document["kind"])
         settings: dict[str, Any] = {
-            "kind": kind,
-            "alpha": document.get("alpha"),
-            "shares": document.get("shares"),
+            "alpha": None,
+            "shares": None,
+            **{key: value for key, value in document.items() if key != "greedy"},
             # A soup of three seeds is one thing, whatever the seeds: members in any order.
             "inputs": sorted(key_of(inner) for _, _, _, inner in inputs),
         }
-        method = methods[-1] if kind == "wise-ft" and methods else kind
-        return method, document.get("alpha"), seeds.pop() if len(seeds) == 1 else None, settings
+        method = kind
+        if methods and kind not in ("soup", "zero-shot"):
+            method = methods[-1] if kind == "wise-ft" else f"{methods[-1]} + {kind}"
+        alpha = document.get("alpha") if kind == "wise-ft" else None
+        return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
     if "method" in document:
         flat = _flatten(document)
         for key in ("seed", *(f"run.{name}" for name in HOW)):

@@ -131,5 +131,8 @@ def _inert() -> list[Any]:
         for name in ("ConstantWarmupScheduler", "LinearWarmupScheduler")
     }
     names |= {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"}
-    names |= {"argparse.Namespace", *(f"builtins.{name}" for name in ("dict", "list", "int", "float"))}
+    names |= {
+        "argparse.Namespace",
+        *(f"builtins.{name}" for name in ("dict", "list", "int", "float")),
+    }
     return [(_plain_dict, "collections.defaultdict"), *((Inert, name) for name in sorted(names))]

@@ -20,7 +20,7 @@ ROWS = [
     "weights mixing batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
-    "checkpoints",
+    "checkpoints hf_clip",
     "towers inputs stored predictor zoo learner method teacher statistics distillation objective",
     "classifying",
     "adapters peft_format compression",

@@ -68,8 +68,8 @@ def read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever a damaged file makes it stumble on
         raise WeightsError(
-            f"cannot read weights from {path} ({_reason(error)}). Allowed are safetensors files and "
-            "checkpoints that hold tensors only; TorchScript archives and pickled models are "
+            f"cannot read weights from {path} ({_reason(error)}). Allowed are safetensors files "
+            "and checkpoints that hold tensors only; TorchScript archives and pickled models are "
             "refused because loading them would run their code. "
             "Save model.state_dict() with safetensors and use that file."
         ) from error

@@ -31,7 +31,7 @@ class Subject:
     """Run directory, if it is one"""
 
     def predictor(self, alpha: float | None = None) -> Predictor:
-        """Load the predictor, on the CPU, as plain CLIP without added modules.
+        """Load the predictor, on the CPU, as plain CLIP; modules that cannot be folded stay.
 
         Args:
             alpha: Strength at which a run's added modules, if it has any, are folded; None for

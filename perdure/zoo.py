@@ -85,6 +85,15 @@ def load(name: str, weights: str | None = None) -> Predictor:
     return _open_architecture(name, weights)
 
 
+def is_model(path: Path) -> bool:
+    """Return whether a directory holds a model that `load` reads: perdure's, open_clip's, HF's."""
+    from . import hf_clip
+
+    if any((path / file).is_file() for file in (_CONFIG, "predictor.json")):
+        return True
+    return hf_clip.is_hf_clip(path)
+
+
 def random_clip(seed: int = 0, **overrides: Any) -> Predictor:
     """Return a tiny CLIP with random weights and the vocabulary of perdure-tiny, for tests.
 

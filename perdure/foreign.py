@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -139,7 +139,8 @@ def _prompts(
             "KgCoOp do not have. Of methods with other parts perdure reads none; save ctx alone "
             "if the contexts can stand without them."
         )
-    table = towers.text_tower(base.clip).get_submodule("token_embedding").weight
+    text: Any = towers.text_tower(base.clip)
+    table: Tensor = text.token_embedding.weight
     _check_contexts(learned, table.shape[1], base, classes, file)
     if start is not None:
         _check_start(start.float().flatten(0, -2)[0], table, base, file)

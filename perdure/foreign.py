@@ -140,6 +140,11 @@ def _prompts(
             "if the contexts can stand without them."
         )
     text: Any = towers.text_tower(base.clip)
+    if getattr(text, "token_embedding", None) is None:
+        raise WeightsError(
+            f"{file} holds contexts, which belong to a text tower of open_clip's CLIP; that of "
+            f"{base.source.name} is a {type(text).__name__}. Name the base they were learned on."
+        )
     table: Tensor = text.token_embedding.weight
     _check_contexts(learned, table.shape[1], base, classes, file)
     if start is not None:

@@ -86,6 +86,10 @@ METHODS: dict[str, Entry] = {
     "radapter": Entry(
         "perdure.methods.radapter:RAdapter", "foldable adapters: dropped, averaged, re-scaled"
     ),
+    "coop": Entry("perdure.methods.coop:Coop", "learned contexts of class names, towers frozen"),
+    "kgcoop": Entry(
+        "perdure.methods.kgcoop:KgCoop", "coop + pull to the features of hand-written prompts"
+    ),
     "lora": Entry("perdure.methods.lora:Lora", "low-rank updates of both towers, contrastive loss"),
 }
 """Methods by their names in recipes; nothing in it is imported before it is used."""

@@ -17,7 +17,9 @@ from .batch import Pairs
 from .errors import SurgeryError, TaskError
 from .inputs import Preprocess, Tokenizer, tokenize_prompts
 from .stored import ModelSource
-from .surgery.operations import Surgery, from_record, inner_first, to_record, with_alpha
+from .surgery import operations
+from .surgery.operations import Surgery, with_alpha
+from .surgery.slots import slots_of
 
 __all__ = ["ModelSource", "Pairs", "Predictor", "Preprocess", "Tokenizer"]
 
@@ -97,16 +99,13 @@ class Predictor(nn.Module):
         return towers.trim(self.clip, tokens)
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Tokenise every name in every template, (C, T, L), on the host.
+        """Tokenise every name in every template, (C, T, L), on the host; with contexts (C, 1, L).
 
         Raises:
-            TaskError: If there is no name or template, or a template has no place for the name.
+            TaskError: If a name or template is missing, or contexts belong to other classes.
         """
-        if not names or not templates:
-            raise TaskError(
-                f"{len(names)} class names and {len(templates)} templates make no prompt; "
-                "at least one of each is needed."
-            )
+        if (slots := slots_of(self.surgeries)) is not None:
+            return slots.prompts(self.tokenizer, names)
         return tokenize_prompts(self.tokenizer, names, templates)
 
     def class_features(self, prompts: Tensor) -> Tensor:
@@ -206,16 +205,20 @@ class Predictor(nn.Module):
         Raises:
             SurgeryError: If the towers have no place for them, or have them already.
         """
-        before = {name for name, _ in self.named_parameters()}
+        before = self.state_dict().keys()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             surgery.attach(self.clip)
-        self._added |= {name for name, _ in self.named_parameters()} - before
+        self._added |= self.state_dict().keys() - before
         self.surgeries = (*self.surgeries, surgery)
 
     def added(self) -> dict[str, nn.Parameter]:
         """Return the live parameters of the added modules by their names in this predictor."""
         return {name: value for name, value in self.named_parameters() if name in self._added}
+
+    def added_state(self) -> dict[str, Tensor]:
+        """Return the live parameters and buffers of the added modules, as `state_dict` does."""
+        return {name: value for name, value in self.state_dict().items() if name in self._added}
 
     def set_alpha(self, alpha: float) -> None:
         """Set the strength of all added modules.
@@ -231,6 +234,8 @@ class Predictor(nn.Module):
     def fold(self, alpha: float | None = None) -> Predictor:
         """Return an independent copy without added modules, a plain CLIP, in evaluation mode.
 
+        Modules that cannot be folded stay; their weights take the strength, which is then 1.
+
         Args:
             alpha: Strength of the added modules, where there are any; None for their own.
 
@@ -241,14 +246,13 @@ class Predictor(nn.Module):
         if alpha is not None:
             self._require_surgeries(f"alpha is {alpha}")
         plain = self.copy()
-        for surgery in inner_first(self.surgeries):
-            surgery.fold(plain.clip, surgery.alpha if alpha is None else alpha)
-        plain.surgeries, plain._added = (), frozenset()
+        plain.surgeries = operations.fold_all(plain.clip, self.surgeries, alpha)
+        plain._added &= plain.state_dict().keys()
         return plain
 
     @contextmanager
     def folded(self, alpha: float | None = None) -> Iterator[Predictor]:
-        """Be a plain CLIP inside the block; after it everything is back, bit for bit.
+        """Be what `fold` returns inside the block; after it everything is back, bit for bit.
 
         Args:
             alpha: Strength of the added modules; None for their own.
@@ -259,7 +263,8 @@ class Predictor(nn.Module):
         self._require_surgeries("there is nothing to fold")
         kept = self.clip, self.surgeries, self._added
         # Another set of weights, and not a subtraction: that would leave rounding errors behind.
-        self.clip, self.surgeries, self._added = self.fold(alpha).clip, (), frozenset()
+        plain = self.fold(alpha)
+        self.clip, self.surgeries, self._added = plain.clip, plain.surgeries, plain._added
         try:
             yield self
         finally:
@@ -280,7 +285,7 @@ class Predictor(nn.Module):
             "templates": self.templates,
         }
         if self.surgeries:
-            record["surgeries"] = [to_record(surgery) for surgery in self.surgeries]
+            record["surgeries"] = [operations.to_record(surgery) for surgery in self.surgeries]
         stored.write(self, self.tokenizer, record, Path(path))
 
     @classmethod
@@ -294,11 +299,7 @@ class Predictor(nn.Module):
 
     @classmethod
     def described(cls, path: Path) -> Predictor:
-        """Build what `save` described, with weights that are still to be filled in.
-
-        Raises:
-            WeightsError: If `predictor.json` is missing, damaged or of a newer format.
-        """
+        """Build what `save` described, with any weights; raises as `load` does."""
         return stored.describe(Path(path), cls._described).eval()
 
     @classmethod
@@ -313,7 +314,7 @@ class Predictor(nn.Module):
             width = source.config["model_cfg"]["embed_dim"]
             predictor.head = stored.empty_head(width, len(predictor.classes))
         for entry in record.get("surgeries", ()):
-            predictor.attach(from_record(entry))
+            predictor.attach(operations.from_record(entry))
         return predictor
 
     def export_open_clip(self, path: Path) -> None:
@@ -322,8 +323,10 @@ class Predictor(nn.Module):
         Holds `open_clip_config.json` and `open_clip_model.safetensors`; where there is a head also
         `head.safetensors` (weight (C, D), bias (C,)) and `classes.json`. The head takes unit rows.
         A vocabulary that open_clip does not know is named in the configuration under "perdure",
-        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded.
+        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded;
+        those that cannot be raise SurgeryError.
         """
+        operations.require_plain(self.surgeries)
         names = {"classes": self.classes, "templates": self.templates}
         plain = self.fold() if self.surgeries else self
         stored.write_open_clip(

@@ -135,6 +135,23 @@ def suite(name: str, root: Path | None = None) -> Suite:
     return _own(SUITES[name], root) if name == "own" else SUITES[name]
 
 
+def of_task(dataset: str, classes: str = "all") -> str | None:
+    """Return the suite that scores a task on images that nothing is chosen on; None without one.
+
+    Args:
+        dataset: Trained on.
+        classes: Part of it.
+    """
+    if dataset == "own" and classes == "all":
+        return "own"
+    for entry in SUITES.values():
+        for split in entry.splits:
+            trained = (split.dataset, split.classes) == (dataset, classes)
+            if trained and split.role in ("id", "base") and split.split != "val":
+                return entry.name
+    return f"{B2N}-{dataset}" if classes == "base" and dataset in DATASETS else None
+
+
 def _own(empty: Suite, root: Path | None) -> Suite:
     """Return the suite of what is found under a root."""
     own, inside = _own_test(root)

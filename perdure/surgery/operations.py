@@ -17,10 +17,13 @@ from ..errors import SurgeryError, WeightsError, nearest
 class Surgery(Protocol):
     """A frozen dataclass, of values that JSON can hold, that adds modules to a model in place.
 
-    What it adds changes no number of the model until it is trained.
+    What it adds changes no number of the model until it is trained; where it cannot be folded, as
+    little as its start allows.
     """
 
     name: ClassVar[str]
+    foldable: ClassVar[bool]
+    """Whether `fold` leaves a plain CLIP; else what was added stays, as soft prompts must"""
 
     @property
     def alpha(self) -> float:
@@ -36,8 +39,11 @@ class Surgery(Protocol):
     def fold(self, clip: nn.Module, alpha: float) -> None:
         """Write what was added, at a strength, into the model's own weights and remove it.
 
+        What is not foldable stays and takes the strength into its own weights, in which it is
+        linear: those at alpha are (1 - alpha) those at 0 + alpha those at 1.
+
         Raises:
-            SurgeryError: If it is not there.
+            SurgeryError: If it is not there, or cannot have this strength.
         """
 
     def set_alpha(self, clip: nn.Module, alpha: float) -> None:
@@ -51,6 +57,7 @@ class Surgery(Protocol):
 SURGERIES: dict[str, str] = {
     "low-rank": "perdure.surgery.low_rank:LowRank",
     "residual": "perdure.surgery.residual:Residual",
+    "slots": "perdure.surgery.slots:Slots",
 }
 """Name to "module:Class", imported on first use.
 
@@ -102,6 +109,41 @@ def inner_first(surgeries: Iterable[Surgery]) -> list[Surgery]:
     """Return surgeries in the order in which they must be folded."""
     order = list(SURGERIES)
     return sorted(surgeries, key=lambda surgery: order.index(surgery.name))
+
+
+def fold_all(
+    clip: nn.Module, surgeries: Iterable[Surgery], alpha: float | None
+) -> tuple[Surgery, ...]:
+    """Fold surgeries in their order and return those that stay, which then have strength 1.
+
+    Args:
+        clip: The model, changed in place.
+        surgeries: What was added to it.
+        alpha: Strength of all; None for that of each.
+
+    Raises:
+        SurgeryError: If one is not there, or cannot have this strength.
+    """
+    surgeries = tuple(surgeries)
+    for surgery in inner_first(surgeries):
+        surgery.fold(clip, surgery.alpha if alpha is None else alpha)
+    return tuple(with_alpha(surgery, 1.0) for surgery in surgeries if not surgery.foldable)
+
+
+def require_plain(surgeries: Iterable[Surgery]) -> None:
+    """Refuse what plain CLIP cannot hold.
+
+    Raises:
+        SurgeryError: If a surgery cannot be folded; says what to use instead.
+    """
+    kept = [surgery.name for surgery in surgeries if not surgery.foldable]
+    if kept:
+        raise SurgeryError(
+            f"what {' and '.join(map(repr, kept))} added cannot be folded into the weights of a "
+            "plain CLIP, so open_clip cannot hold it. Keep the run's predictor/ and load it with "
+            "perdure.Predictor.load, or take the added modules alone: perdure export RUN --to "
+            "adapters."
+        )
 
 
 def with_alpha(surgery: Surgery, alpha: float) -> Surgery:

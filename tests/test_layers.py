@@ -20,7 +20,8 @@ ROWS = [
     "weights batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
-    "towers inputs surgery.slots stored predictor zoo learner method teacher distillation",
+    "surgery.side surgery.visual_prompts surgery.projector",
+    "towers inputs surgery.slots stored heads predictor zoo learner method teacher distillation",
     "objective",
     "classifying",
     "adapters peft_format compression",
@@ -29,6 +30,7 @@ ROWS = [
     "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
+
     "methods.coop methods.kgcoop",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",

@@ -140,6 +140,7 @@ class Work:
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
             recipe.seed,
+            lambda: _all_classes(data),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
         if recipe.run.checkpointing:
@@ -297,6 +298,12 @@ def _sizes(learner: nn.Module) -> dict[str, int]:
 
 def _open(data: DataSpec, split: str, *, seed: int = 0, shots: int | None = None) -> Dataset:
     return open_dataset(data.name, split, data.root, seed=seed, shots=shots, classes=data.classes)
+
+
+def _all_classes(data: DataSpec) -> tuple[str, ...]:
+    """Return the class names of the whole data set, of which a recipe may take a part."""
+    whole = _open(replace(data, classes="all"), data.split)
+    return () if whole.captioned else whole.classes
 
 
 def _ignore(message: str) -> None:

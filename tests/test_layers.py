@@ -30,7 +30,7 @@ ROWS = [
     "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
-
+    "methods.mma methods.promptkd",
     "methods.coop methods.kgcoop",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation merging sweeping",

@@ -60,6 +60,8 @@ def learner_of(name, recipe, total):
         student = learner_of(before, load_recipe(before), total).export()
     context = Context(total, CLASSES, templates, lambda: tiny(recipe))
     method = recipe.method
+    if isinstance(getattr(method, "teacher", None), str):
+        method = dataclasses.replace(method, teacher="perdure-tiny")
     if getattr(method, "drop", 0):  # a few steps may leave out an adapter in all of them
         method = dataclasses.replace(method, drop=0.0)
     return method.build(student, context).train()

@@ -26,10 +26,12 @@ PUBLISHED = [
     *(f"wilds/iwildcam-{name}" for name in KINDS),
     *(f"imagenet/radapter{kind}" for kind in ("", "-released", "-16-shot", "-16-shot-released")),
     *("base-to-novel/radapter", "base-to-novel/radapter-released"),
+    *("base-to-novel/mma", "base-to-novel/promptkd"),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,
+    "oxford_pets": 2_944,
 }  # fmt: skip
 NUMBER_OF_CLASSES = {"imagenet": 1000, "oxford_pets": 19}
 """Those trained on where a recipe takes a few images of each."""

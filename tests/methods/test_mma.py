@@ -13,39 +13,15 @@ from torch import Tensor
 from perdure import towers, zoo
 from perdure.batch import Batch
 from perdure.errors import SurgeryError, TaskError
-from perdure.inputs import OpenClipTokenizer, Preprocess
 from perdure.method import Context
 from perdure.methods.mma import Mma, MmaLearner
-from perdure.predictor import ModelSource, Predictor
+from perdure.predictor import Predictor
 from perdure.surgery.residual import Residual
 from perdure.surgery.side import Side
+from tests.golden_clip import golden_clip
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 CLASSES = ("taco", "tiger", "fire engine")
-
-
-def tiny_clip(golden: Golden) -> Predictor:
-    """Return the random CLIP that all golden numbers of prompt learners belong to."""
-    data = golden("mergetune_tinyclip")
-    config = {
-        "embed_dim": 24, "quick_gelu": True,
-        "vision_cfg": {
-            "layers": 2, "width": 64, "head_width": 64, "patch_size": 16, "image_size": 32,
-        },
-        "text_cfg": {
-            "layers": 2, "width": 32, "heads": 2, "context_length": 77, "vocab_size": 49408,
-        },
-    }  # fmt: skip
-    clip = towers.build(config)
-    state = {name: torch.from_numpy(value) for name, value in data.items() if name in
-             clip.state_dict()}  # fmt: skip
-    embedding = torch.zeros(49408, 32)
-    ids = torch.from_numpy(data["token_embedding.used_ids"]).long()
-    embedding[ids] = torch.from_numpy(data["token_embedding.used_rows"])
-    towers.fill(clip, {**state, "token_embedding.weight": embedding}, "the golden numbers")
-    source = ModelSource("golden", "", {"model_cfg": config, "preprocess_cfg": {}})
-    pixels = Preprocess(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Predictor(clip, OpenClipTokenizer("clip", 77), pixels, source).eval()
 
 
 def golden_learner(
@@ -77,7 +53,7 @@ def set_up(
     golden: Golden, scale_gradients: bool = True
 ) -> tuple[MmaLearner, dict[str, np.ndarray]]:
     data = golden("mergetune_mma")
-    return golden_learner(data, tiny_clip(golden), scale_gradients), data
+    return golden_learner(data, golden_clip(golden("mergetune_tinyclip")), scale_gradients), data
 
 
 def near(found: Tensor, expected: np.ndarray, tolerance: float = 2e-5) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
@@ -12,6 +12,10 @@ from .batch import Batch, Step
 from .errors import TaskError
 from .predictor import Predictor
 from .surgery.operations import Surgery
+from .surgery.sites import Tower as Tower
+
+_SHARED = ("logit_scale", "logit_bias")
+"""Of a CLIP: belong to neither tower"""
 
 
 class Learner(nn.Module, ABC):
@@ -89,6 +93,21 @@ def train_added(student: Predictor, wanted: Sequence[Surgery], seed: int) -> Pre
 
 def _listed(surgeries: Sequence[Surgery]) -> str:
     return ", ".join(map(str, surgeries))
+
+
+def train_towers(student: Predictor, towers: Collection[Tower]) -> None:
+    """Let the towers named, the scale and a bias of the logits train, and nothing else.
+
+    Raises:
+        TaskError: If no tower is named.
+    """
+    if not towers:
+        raise TaskError("towers is empty; name image, text or both: towers: [image].")
+    train_only(student, student.clip)
+    for name, parameter in student.clip.named_parameters():
+        tower = "image" if name.startswith("visual.") else "text"
+        if name not in _SHARED and tower not in towers:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -99,13 +99,10 @@ class Predictor(nn.Module):
         return towers.trim(self.clip, tokens)
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Tokenise every name in every template, (C, T, L), on the host.
-
-        With learned contexts there is one prompt per name, (C, 1, L), and no template is read.
+        """Tokenise every name in every template, (C, T, L), on the host; with contexts (C, 1, L).
 
         Raises:
-            TaskError: If there is no name or template, or a template has no place for the name, or
-                contexts belong to other classes.
+            TaskError: If a name or template is missing, or contexts belong to other classes.
         """
         if (slots := slots_of(self.surgeries)) is not None:
             return slots.prompts(self.tokenizer, names)
@@ -250,10 +247,7 @@ class Predictor(nn.Module):
         if alpha is not None:
             operations.require_any(self.surgeries, f"alpha is {alpha}", self.source.name)
         plain = self.copy()
-        for surgery in operations.inner_first(self.surgeries):
-            surgery.fold(plain.clip, surgery.alpha if alpha is None else alpha)
-        kept = [surgery for surgery in self.surgeries if not surgery.foldable]
-        plain.surgeries = tuple(with_alpha(surgery, 1.0) for surgery in kept)
+        plain.surgeries = operations.fold_all(plain.clip, self.surgeries, alpha)
         plain._added &= plain.state_dict().keys()
         return plain
 
@@ -307,6 +301,11 @@ class Predictor(nn.Module):
         return stored.read(Path(path), cls._described).eval()
 
     @classmethod
+    def described(cls, path: Path) -> Predictor:
+        """Build what `save` described, with any weights; raises as `load` does."""
+        return stored.describe(Path(path), cls._described).eval()
+
+    @classmethod
     def _described(cls, record: dict[str, Any], path: Path) -> Predictor:
         """Build, with random weights, what a `predictor.json` describes."""
         source, tokenizer, preprocess = stored.parts(record, path)
@@ -327,8 +326,8 @@ class Predictor(nn.Module):
         Holds `open_clip_config.json` and `open_clip_model.safetensors`; where there is a head also
         `head.safetensors` (weight (C, D), bias (C,)) and `classes.json`. The head takes unit rows.
         A vocabulary that open_clip does not know is named in the configuration under "perdure",
-        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded.
-        Those that cannot be folded raise SurgeryError.
+        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded;
+        those that cannot be raise SurgeryError.
         """
         operations.require_plain(self.surgeries)
         names = {"classes": self.classes, "templates": self.templates}

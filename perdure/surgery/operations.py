@@ -114,6 +114,25 @@ def inner_first(surgeries: Iterable[Surgery]) -> list[Surgery]:
     return sorted(surgeries, key=lambda surgery: order.index(surgery.name))
 
 
+def fold_all(
+    clip: nn.Module, surgeries: Iterable[Surgery], alpha: float | None
+) -> tuple[Surgery, ...]:
+    """Fold surgeries in their order and return those that stay, which then have strength 1.
+
+    Args:
+        clip: The model, changed in place.
+        surgeries: What was added to it.
+        alpha: Strength of all; None for that of each.
+
+    Raises:
+        SurgeryError: If one is not there, or cannot have this strength.
+    """
+    surgeries = tuple(surgeries)
+    for surgery in inner_first(surgeries):
+        surgery.fold(clip, surgery.alpha if alpha is None else alpha)
+    return tuple(with_alpha(surgery, 1.0) for surgery in surgeries if not surgery.foldable)
+
+
 def require_plain(surgeries: Iterable[Surgery]) -> None:
     """Refuse what plain CLIP cannot hold.
 

@@ -198,6 +198,6 @@ def require_whole(alpha: float, what: str) -> None:
     """
     if alpha != 1.0:
         raise SurgeryError(
-            f"alpha is {alpha}, but {what} no strength other than 1, so such a model can be neither "
-            "weakened nor interpolated with the one it was trained from."
+            f"alpha is {alpha}, but {what} no strength other than 1, so such a model can be "
+            "neither weakened nor interpolated with the one it was trained from."
         )

@@ -175,8 +175,10 @@ def checkpoint(clip: Any) -> None:
         numbers = [each for part in parts for each in part.parameters(recurse=False)]
         if not any(each.requires_grad for each in numbers):
             continue
-        able = any(getattr(part, "grad_checkpointing", False) for part in parts)
-        normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in parts)
+        able = [part for part in parts if getattr(part, "grad_checkpointing", False)]
+        # What stands outside of the parts that compute again, as a projector, sees a batch once.
+        again = [inner for part in able or parts for inner in part.modules()]
+        normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in again)
         if not able or normalises:
             why = "has batch normalisation" if normalises else "cannot compute its blocks again"
             raise TaskError(

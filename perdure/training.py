@@ -143,6 +143,7 @@ class Work:
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
             recipe.seed,
+            lambda: _all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
         if recipe.run.checkpointing:
@@ -322,6 +323,12 @@ def _validation(data: DataSpec, split: str, seed: int) -> Dataset:
     if data.sampling == "coop":
         return _open(data, split, seed)
     return _open(replace(data, shots=None), split, 0)
+
+
+def _all_classes(data: DataSpec, seed: int) -> tuple[str, ...]:
+    """Return the class names of the whole data set, of which a recipe may take a part."""
+    whole = _open(replace(data, classes="all"), data.split, seed)
+    return () if whole.captioned else whole.classes
 
 
 def _ignore(message: str) -> None:

@@ -48,6 +48,14 @@ OPTIONS: dict[str, tuple[dict[str, Any], ...]] = {
         {"strength": 0},
         {"contrastive": "mpm_nce", "margin": 0.05},
     ),
+    "mma": (
+        {"towers": ["text"], "blocks": [1], "rank": 4, "template": "a {}"},
+        {"eta": 0.1, "scale_gradients": False},
+    ),
+    "promptkd": (
+        {"teacher": "perdure-tiny", "depth": 2, "temperature": 2, "kd_weight": 200},
+        {"prompts": 0},
+    ),
     "coop": (
         {"words": None, "contexts": 3, "position": "middle", "stop": False},
         {"class_specific": True, "position": "front"},
@@ -86,8 +94,10 @@ def build(table: dict[str, Any], tower: str) -> Learner:
     def zeroshot() -> Predictor:
         return zoo.random_clip(**TOWERS[tower])
 
-    context = Context(STEPS, CLASSES, TEMPLATES, zeroshot)
+    context = Context(STEPS, CLASSES, TEMPLATES, zeroshot, whole=lambda: (*CLASSES, "rose"))
     method = parse_method(table)
+    if tower == "resnet" and hasattr(method, "prompts"):  # it has no tokens beside which to stand
+        method = dataclasses.replace(method, prompts=0)  # type: ignore[type-var]
     if tower == "resnet" and hasattr(method, "towers"):  # no place for modules in its image tower
         method = dataclasses.replace(method, towers=("text",))  # type: ignore[type-var]
     learner = method.build(zeroshot(), context)

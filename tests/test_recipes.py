@@ -26,11 +26,13 @@ PUBLISHED = [
     *(f"wilds/iwildcam-{name}" for name in KINDS),
     *(f"imagenet/radapter{kind}" for kind in ("", "-released", "-16-shot", "-16-shot-released")),
     *("base-to-novel/radapter", "base-to-novel/radapter-released"),
+    *("base-to-novel/mma", "base-to-novel/promptkd"),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
     *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,
+    "oxford_pets": 2_944,
 }  # fmt: skip
 NUMBER_OF_CLASSES = {"imagenet": 1000, "oxford_pets": 19}
 """Those trained on where a recipe takes a few images of each."""
@@ -61,6 +63,8 @@ def learner_of(name, recipe, total):
         student = learner_of(before, load_recipe(before), total).export()
     context = Context(total, CLASSES, templates, lambda: tiny(recipe))
     method = recipe.method
+    if isinstance(getattr(method, "teacher", None), str):
+        method = dataclasses.replace(method, teacher="perdure-tiny")
     if getattr(method, "drop", 0):  # a few steps may leave out an adapter in all of them
         method = dataclasses.replace(method, drop=0.0)
     return method.build(student, context).train()

@@ -45,6 +45,8 @@ def shortened(name: str, place: Path, *changes: str) -> Recipe:
         "run.device=cpu",
     )
     start = (f"model.init={place / 'lp'}",) if load_recipe(name).model.init else ()
+    if isinstance(getattr(load_recipe(name).method, "teacher", None), str):
+        start = (*start, f"method.teacher={place / 'lp'}")
     return load_recipe(name, (*shorter, *start, *changes))
 
 

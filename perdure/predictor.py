@@ -246,6 +246,10 @@ class Predictor(nn.Module):
         plain.surgeries, plain._added = (), frozenset()
         return plain
 
+    def plain(self) -> Predictor:
+        """Return this predictor itself where nothing was added to it, else its `fold()`."""
+        return self.fold() if self.surgeries else self
+
     @contextmanager
     def folded(self, alpha: float | None = None) -> Iterator[Predictor]:
         """Be a plain CLIP inside the block; after it everything is back, bit for bit.

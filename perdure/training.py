@@ -179,7 +179,9 @@ class Work:
 
 
 def load_student(model: ModelSpec, seed: int) -> Predictor:
-    """Return the predictor that training starts from.
+    """Return the predictor that training starts from, with the modules that were added to it.
+
+    Methods that train a plain CLIP fold these; those that continue what was added do not.
 
     Raises:
         RunError: If `model.init` is neither a finished run nor a directory of added modules.
@@ -189,8 +191,8 @@ def load_student(model: ModelSpec, seed: int) -> Predictor:
         return zoo.load(model.name, model.weights)
     path = str(model.init.expanduser()).replace("{seed}", str(seed))
     if is_kept_apart(Path(path)):
-        return find(path).predictor()
-    return Run(path).predictor().fold()
+        return find(path).unfolded()
+    return Run(path).predictor()
 
 
 def find_templates(data: DataSpec) -> tuple[str, ...]:

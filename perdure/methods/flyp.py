@@ -26,6 +26,7 @@ class Flyp(Contrastive):
 
     def build(self, student: Predictor, context: Context) -> Learner:
         """Let both towers train; the text tower makes the classifier, so a head is dropped."""
+        student = student.plain()
         student.drop_head()
         self.check(student)
         train_only(student, student.clip)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
 from .batch import Batch, Step
+from .errors import TaskError
 from .predictor import Predictor
+from .surgery.sites import Tower as Tower
+
+_SHARED = ("logit_scale", "logit_bias")
+"""Of a CLIP: belong to neither tower"""
 
 
 class Learner(nn.Module, ABC):
@@ -57,6 +62,21 @@ def train_only(student: Predictor, *parts: nn.Module) -> None:
         part.requires_grad_(True)
     for name in student.fixed:
         student.get_parameter(name).requires_grad_(False)
+
+
+def train_towers(student: Predictor, towers: Collection[Tower]) -> None:
+    """Let the towers named, the scale and a bias of the logits train, and nothing else.
+
+    Raises:
+        TaskError: If no tower is named.
+    """
+    if not towers:
+        raise TaskError("towers is empty; name image, text or both: towers: [image].")
+    train_only(student, student.clip)
+    for name, parameter in student.clip.named_parameters():
+        tower = "image" if name.startswith("visual.") else "text"
+        if name not in _SHARED and tower not in towers:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -297,6 +297,15 @@ class Predictor(nn.Module):
         return stored.read(Path(path), cls._described).eval()
 
     @classmethod
+    def described(cls, path: Path) -> Predictor:
+        """Build what `save` described, with weights that are still to be filled in.
+
+        Raises:
+            WeightsError: If `predictor.json` is missing, damaged or of a newer format.
+        """
+        return stored.describe(Path(path), cls._described).eval()
+
+    @classmethod
     def _described(cls, record: dict[str, Any], path: Path) -> Predictor:
         """Build, with random weights, what a `predictor.json` describes."""
         source, tokenizer, preprocess = stored.parts(record, path)

@@ -53,6 +53,9 @@ class DataSpec(_Table):
     classes: str = "all"
     """"all", or the name of a part that the data set defines, such as "base"; "all/seen-0" is one
     of two random halves of the classes, "all/hidden-0" the other"""
+    sampling: Literal["own", "coop"] = "own"
+    """How `shots` are chosen: as the data set does, or the published subsets of each seed, which
+    for validation take at most 4 images per class"""
     templates: tuple[str, ...] | str | None = None
     """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
     augment: Literal["none", "flip-shift", "crop", "crop-flip"] = "none"

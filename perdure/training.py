@@ -116,7 +116,7 @@ class Work:
         """Build everything, and write nothing; raises as `train` does."""
         data, spec = recipe.data, recipe.optim
         torch.manual_seed(recipe.seed)  # methods may draw first weights
-        dataset = _open(data, data.split, seed=recipe.seed, shots=data.shots)
+        dataset = _open(data, data.split, recipe.seed)
         templates = find_templates(data)
         student = load_student(recipe.model, recipe.seed)
         loader = Loader(
@@ -145,7 +145,7 @@ class Work:
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
-        validation = {name: _open(data, name) for name in recipe.validate.splits}
+        validation = {name: _validation(data, name, recipe.seed) for name in recipe.validate.splits}
         return cls(
             recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates
         )
@@ -297,8 +297,23 @@ def _sizes(learner: nn.Module) -> dict[str, int]:
     return {"trainable": trainable, "parameters": sum(each.numel() for each in parameters)}
 
 
-def _open(data: DataSpec, split: str, *, seed: int = 0, shots: int | None = None) -> Dataset:
-    return open_dataset(data.name, split, data.root, seed=seed, shots=shots, classes=data.classes)
+def _open(data: DataSpec, split: str, seed: int) -> Dataset:
+    return open_dataset(
+        data.name,
+        split,
+        data.root,
+        seed=seed,
+        shots=data.shots,
+        classes=data.classes,
+        sampling=data.sampling,
+    )
+
+
+def _validation(data: DataSpec, split: str, seed: int) -> Dataset:
+    """Open images to validate on: all of them, unless few-shot subsets are the published ones."""
+    if data.sampling == "coop":
+        return _open(data, split, seed)
+    return _open(replace(data, shots=None), split, 0)
 
 
 def _ignore(message: str) -> None:

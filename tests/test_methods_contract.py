@@ -102,7 +102,8 @@ def on_resnet(method: Any) -> Any:
     """Leave an image tower alone that has no place for what the method adds."""
     if hasattr(method, "host"):
         return dataclasses.replace(method, host=on_resnet(method.host))
-    return dataclasses.replace(method, towers=("text",)) if hasattr(method, "towers") else method
+    adds = method.name in ("radapter", "lora")
+    return dataclasses.replace(method, towers=("text",)) if adds else method
 
 
 def tuned(host: Any, context: Context) -> Predictor:

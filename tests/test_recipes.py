@@ -28,6 +28,7 @@ PUBLISHED = [
     *(f"imagenet/radapter{kind}" for kind in ("", "-released", "-16-shot", "-16-shot-released")),
     *("base-to-novel/radapter", "base-to-novel/radapter-released"),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
+    *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,

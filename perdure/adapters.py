@@ -127,7 +127,8 @@ def write_adapters(
     if predictor.head is not None:
         raise WeightsError(
             "this model has a linear head besides its added modules, which such a checkpoint does "
-            "not hold; export the whole model with --to open_clip."
+            "not hold; export the whole model with --to open_clip, or, where that refuses it too, "
+            "keep the run's predictor/."
         )
     record = {
         "format": FORMAT,

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import stored, towers
+from . import heads, stored, towers
 from .batch import Pairs
-from .errors import SurgeryError, TaskError
+from .errors import TaskError
 from .inputs import Preprocess, Tokenizer, tokenize_prompts
 from .stored import ModelSource
 from .surgery import operations
@@ -129,7 +129,7 @@ class Predictor(nn.Module):
         The rows of the head, divided by the scale and without the bias, if it was trained on all
         `names`; the text tower's class features otherwise. `logits_fn` also keeps the bias.
         """
-        columns = self._columns(names)
+        columns = heads.columns(self.head, self.classes, names, self.surgeries)
         if self.head is None or columns is None:
             return self.class_features(self.prompts(names, templates))
         return self.head.weight[columns] / self.scale
@@ -159,7 +159,7 @@ class Predictor(nn.Module):
         Uses the head's rows if a head was trained on all `names`, else the text tower; the class
         weights are computed once, here.
         """
-        columns = self._columns(names)
+        columns = heads.columns(self.head, self.classes, names, self.surgeries)
         if self.head is None or columns is None:
             weight = self.scale * self.class_features(self.prompts(names, templates))
             bias = None
@@ -181,10 +181,11 @@ class Predictor(nn.Module):
 
         Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), section 2.
         """
-        features = self.class_features(self.prompts(names, templates))
-        self.head = head = stored.empty_head(features.shape[1], len(names)).to(features.device)
-        head.weight.copy_(features * self.scale)
-        head.bias.zero_()
+        self.keep_rows(names, templates, self.class_features(self.prompts(names, templates)))
+
+    def keep_rows(self, names: Sequence[str], templates: Sequence[str], rows: Tensor) -> None:
+        """Put a linear head on the image tower that scores as class rows (C, D) do."""
+        self.head = heads.head_of(rows, self.scale)
         self.classes, self.templates = tuple(names), tuple(templates)
 
     def drop_head(self) -> None:
@@ -226,7 +227,7 @@ class Predictor(nn.Module):
         Raises:
             SurgeryError: If there are none, or alpha is out of range.
         """
-        self._require_surgeries(f"alpha cannot be set to {alpha}")
+        operations.require_any(self.surgeries, f"alpha cannot be {alpha}", self.source.name)
         for surgery in self.surgeries:
             surgery.set_alpha(self.clip, alpha)
         self.surgeries = tuple(with_alpha(surgery, alpha) for surgery in self.surgeries)
@@ -244,11 +245,15 @@ class Predictor(nn.Module):
                 is out of range.
         """
         if alpha is not None:
-            self._require_surgeries(f"alpha is {alpha}")
+            operations.require_any(self.surgeries, f"alpha is {alpha}", self.source.name)
         plain = self.copy()
         plain.surgeries = operations.fold_all(plain.clip, self.surgeries, alpha)
         plain._added &= plain.state_dict().keys()
         return plain
+
+    def plain(self) -> Predictor:
+        """Return this predictor itself where nothing was added to it, else its `fold()`."""
+        return self.fold() if self.surgeries else self
 
     @contextmanager
     def folded(self, alpha: float | None = None) -> Iterator[Predictor]:
@@ -260,7 +265,7 @@ class Predictor(nn.Module):
         Raises:
             SurgeryError: If there are none, as inside another such block, or alpha is out of range.
         """
-        self._require_surgeries("there is nothing to fold")
+        operations.require_any(self.surgeries, "there is nothing to fold", self.source.name)
         kept = self.clip, self.surgeries, self._added
         # Another set of weights, and not a subtraction: that would leave rounding errors behind.
         plain = self.fold(alpha)
@@ -286,6 +291,8 @@ class Predictor(nn.Module):
         }
         if self.surgeries:
             record["surgeries"] = [operations.to_record(surgery) for surgery in self.surgeries]
+        if self.head is not None:
+            record["head_width"] = self.head.in_features
         stored.write(self, self.tokenizer, record, Path(path))
 
     @classmethod
@@ -311,8 +318,8 @@ class Predictor(nn.Module):
         predictor.classes = tuple(map(str, record["classes"]))
         predictor.templates = tuple(map(str, record["templates"]))
         if predictor.classes:
-            width = source.config["model_cfg"]["embed_dim"]
-            predictor.head = stored.empty_head(width, len(predictor.classes))
+            width = record.get("head_width", source.config["model_cfg"]["embed_dim"])
+            predictor.head = stored.empty_head(int(width), len(predictor.classes))
         for entry in record.get("surgeries", ()):
             predictor.attach(operations.from_record(entry))
         return predictor
@@ -332,18 +339,3 @@ class Predictor(nn.Module):
         stored.write_open_clip(
             plain.clip, self.tokenizer, self.source.config, Path(path), self.head, names
         )
-
-    def _require_surgeries(self, what: str) -> None:
-        if not self.surgeries:
-            raise SurgeryError(
-                f"{what}: {self.source.name} has no added modules, or is folded; to interpolate "
-                "whole models use `perdure merge wise-ft`."
-            )
-
-    def _columns(self, names: Sequence[str]) -> Tensor | None:
-        """Return the head's row of each name; None if there is no head or it lacks one."""
-        if self.head is None or not set(names) <= set(self.classes):
-            return None
-        if tuple(names) == self.classes:  # two classes of one name keep their own rows
-            return torch.arange(len(names), device=self.device)
-        return torch.tensor([self.classes.index(name) for name in names], device=self.device)

@@ -57,6 +57,9 @@ class Surgery(Protocol):
 SURGERIES: dict[str, str] = {
     "low-rank": "perdure.surgery.low_rank:LowRank",
     "residual": "perdure.surgery.residual:Residual",
+    "side": "perdure.surgery.side:Side",
+    "visual-prompts": "perdure.surgery.visual_prompts:VisualPrompts",
+    "projector": "perdure.surgery.projector:Projector",
     "slots": "perdure.surgery.slots:Slots",
 }
 """Name to "module:Class", imported on first use.
@@ -152,6 +155,24 @@ def with_alpha(surgery: Surgery, alpha: float) -> Surgery:
     return changed
 
 
+def require_any(surgeries: Iterable[Surgery], what: str, model: str) -> None:
+    """Refuse to change the strength of nothing.
+
+    Args:
+        surgeries: Of the model.
+        what: Beginning of the message: what was asked for.
+        model: Its name.
+
+    Raises:
+        SurgeryError: If there are none.
+    """
+    if not any(True for _ in surgeries):
+        raise SurgeryError(
+            f"{what}: {model} has no added modules, or is folded; to interpolate whole models use "
+            "`perdure merge wise-ft`."
+        )
+
+
 def check_alpha(alpha: float) -> None:
     """Refuse a strength that is negative or not finite.
 
@@ -162,4 +183,21 @@ def check_alpha(alpha: float) -> None:
         raise SurgeryError(
             f"alpha is {alpha}, but must be finite and >= 0: 0 is the model without what was "
             "added, 1 as it was trained."
+        )
+
+
+def require_whole(alpha: float, what: str) -> None:
+    """Refuse any strength but 1, for what is there or not.
+
+    Args:
+        alpha: The strength asked for.
+        what: Subject and verb of the message, such as "a projector has".
+
+    Raises:
+        SurgeryError: If alpha is not 1.
+    """
+    if alpha != 1.0:
+        raise SurgeryError(
+            f"alpha is {alpha}, but {what} no strength other than 1, so such a model can be "
+            "neither weakened nor interpolated with the one it was trained from."
         )

@@ -35,7 +35,7 @@ from .merges.rules import Merger, checked_shares
 from .predictor import Predictor
 from .run import Run, environment, write_model
 from .runtime import Runtime
-from .subjects import Subject, find, sha256_of
+from .subjects import Subject, find, sha256_of, tuned_part
 from .weights import lerp
 
 Progress = Callable[[str, float], None]
@@ -268,7 +268,8 @@ def _keep_one(subjects: Sequence[Subject], out: Path, options: Mapping[str, Any]
         raise RunError(f"zero-shot keeps one model, without options; found {len(subjects)}.")
     _require_new(out)
     kept = subjects[0].predictor()
-    return keep(kept, {"kind": "zero-shot", "inputs": [input_of(subjects[0], kept)]}, out)
+    kind = "checkpoint" if tuned_part(subjects[0].name) else "zero-shot"
+    return keep(kept, {"kind": kind, "inputs": [input_of(subjects[0], kept)]}, out)
 
 
 def _write(merged: Predictor, document: Mapping[str, Any], fresh: Path) -> None:

@@ -46,7 +46,8 @@ class ModelSpec(_Table):
     weights: str | None = None
     """open_clip tag, such as "openai", or a file of weights"""
     init: Path | None = None
-    """Run directory to start from instead, as in LP-FT; "{seed}" in it becomes the seed"""
+    """Tuned model to start from instead, as in LP-FT: a run, or a checkpoint that another program
+    made of the model above; "{seed}" in it becomes the seed"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from . import optim, towers, zoo
 from .data.datasets import Dataset, open_dataset, templates_for
 from .data.loading import Loader
 from .errors import DataError, DivergedError
+from .foreign import is_foreign, read_tuned
 from .learner import Learner
 from .loop import Tick as Tick
 from .loop import steps as steps
@@ -26,6 +27,7 @@ from .prediction import predict
 from .predictor import Predictor
 from .recipe import DataSpec, ModelSpec, Recipe
 from .run import Run
+from .rundir import is_run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
 from .states import Cursor
@@ -118,7 +120,8 @@ class Work:
         torch.manual_seed(recipe.seed)  # methods may draw first weights
         dataset = _open(data, data.split, recipe.seed)
         templates = find_templates(data)
-        student = load_student(recipe.model, recipe.seed)
+        classes = () if dataset.captioned else dataset.classes
+        student = load_student(recipe.model, recipe.seed, classes)
         loader = Loader(
             dataset,
             student.preprocess,
@@ -136,7 +139,7 @@ class Work:
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
             total,
-            () if dataset.captioned else dataset.classes,
+            classes,
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
             recipe.seed,
@@ -179,18 +182,25 @@ class Work:
         return accuracies
 
 
-def load_student(model: ModelSpec, seed: int) -> Predictor:
+def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Predictor:
     """Return the predictor that training starts from.
 
+    Args:
+        model: What it is.
+        seed: Takes the place of "{seed}".
+        classes: Of the task, for checkpoints in which something belongs to each class.
+
     Raises:
-        RunError: If `model.init` is neither a finished run nor a directory of added modules.
+        RunError: If `model.init` is neither a finished run nor anything else that can be read.
         WeightsError: If the model is unknown or its weights do not fit.
     """
     if model.init is None:
         return zoo.load(model.name, model.weights)
-    path = str(model.init.expanduser()).replace("{seed}", str(seed))
-    if is_kept_apart(Path(path)):
+    path = Path(str(model.init.expanduser()).replace("{seed}", str(seed)))
+    if is_kept_apart(path):
         return find(path).predictor()
+    if not is_run(path) and is_foreign(path):
+        return read_tuned(path, zoo.load(model.name, model.weights), classes)
     return Run(path).predictor().fold()
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from .batch import Batch, Step
 from .errors import TaskError
@@ -44,6 +44,13 @@ class Learner(nn.Module, ABC):
     def export(self) -> Predictor:
         """Return an independent predictor, which the rest of the run cannot change."""
         return self.student.copy()
+
+    def restart(self) -> None:
+        """Begin moving averages anew at the student's weights, which were set from outside."""
+
+    def decays_to(self) -> Mapping[str, Tensor]:
+        """Return where weight decay pulls, by names of parameters; all others go to zero."""
+        return {}
 
 
 def train_only(student: Predictor, *parts: nn.Module) -> None:

@@ -43,6 +43,7 @@ def make(learner: Learner, spec: OptimSpec, total_steps: int) -> tuple[Optimizer
         optimizer = AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=fused)
     else:
         optimizer = SGD(groups, lr=spec.lr, momentum=spec.momentum)
+    decay_towards(optimizer, learner)
     warmup = spec.warmup_length(total_steps)
     if spec.schedule == "constant":
         return optimizer, warmup_constant(warmup)
@@ -73,6 +74,40 @@ def parameter_groups(learner: Learner, spec: OptimSpec) -> list[dict[str, Any]]:
         {"params": parameters, "lr": rate, "initial_lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in members.items()
     ]
+
+
+def decay_towards(optimizer: Optimizer, learner: Learner) -> None:
+    """Let weight decay pull to where the learner says, where that is not zero.
+
+    Both optimisers pull to zero by themselves, so what is missing is a constant: lr times decay
+    times the target after a step of AdamW, decay times the target before the gradient of SGD.
+    """
+    targets = learner.decays_to()
+    if not targets:
+        return
+    by_id = {id(learner.get_parameter(name)): target for name, target in targets.items()}
+    decoupled = isinstance(optimizer, AdamW)
+
+    @torch.no_grad()
+    def pull(*_: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # fp16 gradients overflowed
+        if skipped is not None and bool(skipped):
+            return
+        for group in optimizer.param_groups:
+            decay = group["weight_decay"]
+            for parameter in group["params"] if decay else ():
+                target = by_id.get(id(parameter))
+                if target is None or parameter.grad is None:
+                    continue
+                if decoupled:
+                    parameter.add_(target, alpha=group["lr"] * decay)
+                else:
+                    parameter.grad.sub_(target, alpha=decay)
+
+    if decoupled:
+        optimizer.register_step_post_hook(pull)
+    else:
+        optimizer.register_step_pre_hook(pull)
 
 
 def warmup_cosine(total: int, warmup: int) -> Schedule:

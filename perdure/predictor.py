@@ -260,6 +260,10 @@ class Predictor(nn.Module):
         plain._added &= plain.state_dict().keys()
         return plain
 
+    def plain(self) -> Predictor:
+        """Return this predictor itself where nothing was added to it, else its `fold()`."""
+        return self.fold() if self.surgeries else self
+
     @contextmanager
     def folded(self, alpha: float | None = None) -> Iterator[Predictor]:
         """Be what `fold` returns inside the block; after it everything is back, bit for bit.

@@ -9,25 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 import yaml
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from .documents import Table, find_recipe, override, read_document
 from .errors import RecipeError, nearest
-from .method import Method, parse_method
+from .method import AsIs, Method, parse_method
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class _AsIs:
-    """Keeps pydantic from looking into a value that was parsed elsewhere."""
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.any_schema()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +179,7 @@ class Recipe(_Table):
 
     model: ModelSpec
     data: DataSpec
-    method: Annotated[Method, _AsIs()]
+    method: Annotated[Method, AsIs()]
     optim: OptimSpec
     validate: ValidateSpec = field(default_factory=ValidateSpec)
     run: RunSpec = field(default_factory=RunSpec)

@@ -183,7 +183,9 @@ class Work:
 
 
 def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Predictor:
-    """Return the predictor that training starts from.
+    """Return the predictor that training starts from, with the modules that were added to it.
+
+    Methods that train a plain CLIP fold these; those that continue what was added do not.
 
     Args:
         model: What it is.
@@ -198,10 +200,10 @@ def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Pr
         return zoo.load(model.name, model.weights)
     path = Path(str(model.init.expanduser()).replace("{seed}", str(seed)))
     if is_kept_apart(path):
-        return find(path).predictor()
+        return find(path).unfolded()
     if not is_run(path) and is_foreign(path):
         return read_tuned(path, zoo.load(model.name, model.weights), classes)
-    return Run(path).predictor().fold()
+    return Run(path).predictor()
 
 
 def find_templates(data: DataSpec) -> tuple[str, ...]:

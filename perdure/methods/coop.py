@@ -48,6 +48,7 @@ class Coop:
             SurgeryError: If the text tower has no place for them.
             TaskError: If the task has no class names, or the student has other contexts.
         """
+        student = student.plain()
         add_contexts(student, self, context)
         return PromptLearner(student, context.classes)
 

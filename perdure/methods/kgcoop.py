@@ -43,6 +43,7 @@ class KgCoop(Coop):
             SurgeryError: If the text tower has no place for them.
             TaskError: If the task has no class names, or the student has other contexts.
         """
+        student = student.plain()
         add_contexts(student, self, context)
         anchor = written_rows(student, context.classes, self.templates or context.templates)
         return KgCoopLearner(student, self, context.classes, anchor)

@@ -26,6 +26,14 @@ def head_of(rows: Tensor, scale: Tensor) -> nn.Linear:
     return head
 
 
+def texts_apart(surgeries: Iterable[Surgery]) -> bool:
+    """Return whether images have left the space of the model's own texts.
+
+    A projector declares it by `text_apart`; then nothing but the head can score.
+    """
+    return any(getattr(surgery, "text_apart", False) for surgery in surgeries)
+
+
 def columns(
     head: nn.Linear | None,
     classes: Sequence[str],
@@ -38,15 +46,14 @@ def columns(
         head: With one row per class.
         classes: What its rows stand for.
         names: What is to be scored.
-        surgeries: Of the model; a projector declares `text_apart`, and then nothing but the head
-            can score.
+        surgeries: Of the model.
 
     Raises:
         TaskError: If the head lacks a name and the text tower cannot help, since images are
             projected away from its space.
     """
     if head is None or not set(names) <= set(classes):
-        if any(getattr(surgery, "text_apart", False) for surgery in surgeries):
+        if texts_apart(surgeries):
             missing = next((name for name in names if name not in classes), "")
             raise TaskError(
                 f"this model has no row for the class {missing!r}: its images are projected into "

@@ -79,7 +79,16 @@ class Predictor(nn.Module):
         return self.scale.device
 
     def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
-        """Embed images (B, 3, H, W) and tokens (N, L); matched rows where B = N."""
+        """Embed images (B, 3, H, W) and tokens (N, L); matched rows where B = N.
+
+        Raises:
+            TaskError: If images are projected away from the space of the texts.
+        """
+        if heads.texts_apart(self.surgeries):
+            raise TaskError(
+                f"this {self.source.name} is a student whose images live in the space of its "
+                "teacher, so they cannot be compared with its own texts; start from another model."
+            )
         return Pairs(self.encode_image(images), self.encode_text(tokens), self.scale)
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from .. import towers, zoo
 from ..batch import Batch
 from ..classifying import ClassifierLearner
 from ..collective import gather
-from ..errors import RunError, TaskError
+from ..errors import RunError, TaskError, WeightsError
 from ..inputs import Preprocess
 from ..learner import Learner, train_added
 from ..losses import softened_kl
@@ -154,7 +154,13 @@ def open_teacher(name: str | None, context: Context) -> Predictor:
     found = name.replace("{seed}", str(context.seed))
     path = Path(found).expanduser()
     if not is_run(path):
-        return zoo.load(found)
+        try:
+            return zoo.load(found)
+        except WeightsError as error:
+            raise WeightsError(
+                f"method.teacher: {found} is no finished run, and {error} A teacher is trained "
+                "first, in a run of its own."
+            ) from None
     require_readable(path)
     if not (path / "predictor" / "predictor.json").is_file():
         raise RunError(

@@ -15,7 +15,7 @@ from torch import nn
 
 from perdure import losses, zoo
 from perdure.batch import Batch
-from perdure.errors import RunError, SurgeryError, TaskError
+from perdure.errors import RunError, SurgeryError, TaskError, WeightsError
 from perdure.inputs import Preprocess
 from perdure.method import Context
 from perdure.methods.promptkd import PromptKd, PromptKdLearner, converted
@@ -246,6 +246,21 @@ def test_a_run_goes_on_with_prompts_and_projector_of_the_one_before(tmp_path: Pa
     assert trained == {name for name, p in first.named_parameters() if p.requires_grad}
     with pytest.raises(TaskError, match=r"tokens=4.* not those of the recipe .*tokens=3"):
         build(PromptKd(teacher="perdure-tiny", prompts=3), student=first.export())
+
+
+def test_a_teacher_that_is_not_there_and_pairs_of_two_spaces_are_refused() -> None:
+    with pytest.raises(WeightsError, match=r"^method\.teacher: runs/none is no finished run"):
+        build(PromptKd(teacher="runs/none"))
+    student = build(PromptKd()).export()
+    with pytest.raises(TaskError, match="live in the space of its teacher"):
+        student(batch().images, student.tokenizer(["a taco"]))
+
+
+def test_a_trained_run_knows_all_classes_of_the_data(tmp_path: Path) -> None:
+    few = ("data.shots=1", "optim.epochs=null", "optim.steps=1", "method.teacher=perdure-tiny")
+    student = train(load_recipe("emojishift/promptkd", few), tmp_path / "run").predictor()
+    assert len(student.classes) == 80
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_a_student_has_no_strength() -> None:

@@ -39,8 +39,9 @@ class Tracer(Distillation, Contrastive):
         """Let the towers train and make the teacher from the start.
 
         Raises:
-            TaskError: If no tower is named, class predictions are to be distilled without class names, or a
-                projection is to be regularised, or a bias to be used, that the model lacks.
+            TaskError: If no tower is named, class predictions are to be distilled without class
+                names, or a projection is to be regularised, or a bias to be used, that the model
+                lacks.
         """
         student.drop_head()
         self.check(student)

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_show, cli_study, cli_tools, cli_work, processes
+from . import cli_merge, cli_show, cli_study, cli_tools, cli_work, processes
 from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
@@ -144,8 +144,12 @@ app.command(
         "perdure merge wise-ft perdure-tiny runs/flyp --alpha 0.5 --out runs/flyp-half",
         "perdure merge soup runs/flyp/seed-0 runs/flyp/seed-1 --out runs/soup",
         "perdure merge soup runs/a runs/b --shares 1,3 --out runs/mostly-b",
+        "perdure merge soup runs/a runs/b runs/c --greedy --out runs/best",
+        "perdure merge ties perdure-tiny runs/a runs/b --density 0.3 --out runs/ties",
+        "perdure merge dare perdure-tiny runs/a runs/b --majority total --seed 1 --out runs/dare",
+        "perdure merge fisher runs/a runs/b --examples 128 --out runs/fisher",
     )
-)(cli_work.merge)
+)(cli_merge.merge)
 app.command(
     epilog=_examples(
         "perdure report runs/*",

@@ -1,4 +1,4 @@
-"""The verbs that compute: train, eval, merge."""
+"""The verbs that compute: train and eval."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_merge import suite_of
 from .cli_tools import dry_run
 from .console import (
     Device,
@@ -22,7 +23,6 @@ from .console import (
     percent,
     say,
 )
-from .errors import nearest
 from .processes import is_main
 
 if TYPE_CHECKING:
@@ -97,12 +97,7 @@ def train(
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
     data = plans[0][1].data
-    emit(f"Next: perdure eval {out} --suite {_suite_of(data.name, data.root)}")
-
-
-def _suite_of(data: str | None, root: object) -> str:
-    """Return what follows `--suite` for a model that was trained on these data."""
-    return f"own --data {root}" if data == "own" else "emojishift"
+    emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -221,8 +216,6 @@ def _score(
 
 def _score_table(scores: Scores) -> str:
     """One line per split, then the means over roles."""
-    from .records import summary
-
     scaled = scores.conditions["temperature"] is not None
     header = ["split", "role", "images", "accuracy", "95 % interval", "macro-F1", "ECE", "NLL"]
     rows = []
@@ -232,8 +225,16 @@ def _score_table(scores: Scores) -> str:
         row += [f"{percent(low)}-{percent(high)}", percent(entry["macro_f1"])]
         row += [percent(entry["ece"]), f"{entry['nll']:.3f}"]
         rows.append(row + ([percent(entry["ece_scaled"])] if scaled else []))
-    words = ", ".join(f"{word} {percent(value)}" for word, value in summary(scores.splits).items())
+    words = ", ".join(_word(name, **entry) for name, entry in scores.summary().items())
     return columns([*header, *(["ECE scaled"] if scaled else [])], rows, left=2) + f"\n{words}"
+
+
+def _word(name: str, value: float, interval: Sequence[float] | None = None) -> str:
+    """Name and value of a mean over splits, with its interval if it has one."""
+    if interval is None:
+        return f"{name} {percent(value)}"
+    low, high = interval
+    return f"{name} {percent(value)} (95 % interval {percent(low)}-{percent(high)})"
 
 
 def _sweep_table(line: dict[float, Scores]) -> str:
@@ -246,42 +247,3 @@ def _sweep_table(line: dict[float, Scores]) -> str:
         [f"{alpha:g}", *(percent(one[word]) for word in words)] for alpha, one in values.items()
     ]
     return columns(["alpha", *words], rows)
-
-
-def merge(
-    kind: Annotated[str, typer.Argument(metavar="wise-ft|soup", help="How to merge.")],
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN|MODEL", help="For wise-ft: zero-shot, then tuned."),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="New run directory.")],
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Share of the tuned weights, 0 to 1 (wise-ft).")
-    ] = None,
-    shares: Annotated[
-        str | None, typer.Option("--shares", metavar="1,1,2", help="Weight of each input (soup).")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Make one model out of several.
-
-    wise-ft interpolates a fine-tuned model with its start, soup averages any number. The result is
-    a run: it can be evaluated, reported and merged again.
-    """
-    kinds = ("wise-ft", "soup")
-    if kind not in kinds:
-        hint = nearest(kind, kinds) or f"choose {' or '.join(kinds)}."
-        raise typer.BadParameter(f"no merge is called {kind!r}; {hint}", param_hint="KIND")
-    from .merging import merge as carry_out
-    from .records import document
-
-    parts: Sequence[float] | None = None if shares is None else numbers(shares, float, "--shares")
-    carry_out("wise-ft" if kind == "wise-ft" else "soup", inputs, out, alpha=alpha, shares=parts)
-    made = document(out)
-    if json:
-        emit_json({"path": str(out), **made})
-        return
-    recipes = [one["recipe"] for one in made["inputs"] if "recipe" in one]
-    data = recipes[0]["data"] if recipes else {}
-    suite = _suite_of(data.get("name"), data.get("root"))
-    emit(f"Wrote {out}\nNext: perdure eval {out} --suite {suite}")

@@ -33,6 +33,7 @@ class Flyp(Contrastive):
         Raises:
             TaskError: If no tower is named, or a bias is to be used that the model lacks.
         """
+        student = student.plain()
         student.drop_head()
         self.check(student)
         train_towers(student, self.towers)

@@ -43,6 +43,7 @@ class Tracer(Distillation, Contrastive):
                 names, or a projection is to be regularised, or a bias to be used, that the model
                 lacks.
         """
+        student = student.plain()
         student.drop_head()
         self.check(student)
         train_towers(student, self.towers)
@@ -79,6 +80,11 @@ class TracerLearner(Learner):
         """Move the teacher towards the student."""
         if self.distiller is not None:
             self.distiller.teacher.after_step(self.student, step)
+
+    def restart(self) -> None:
+        """Begin the teacher's average anew at the student."""
+        if self.distiller is not None:
+            self.distiller.teacher.restart(self.student)
 
     def export(self) -> Predictor:
         """Return an independent copy of the student, or of it with the teacher's weights."""

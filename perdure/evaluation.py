@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__, metrics
-from .data.datasets import templates_for
+from .data.datasets import group_names_of, rows_of, templates_for
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .files import whole_file, write_json
@@ -206,6 +206,7 @@ def evaluate_points(
                 "classes_sha256": _hash(unit.dataset.classes),
                 "classifier": "head" if set(unit.names) <= set(predictor.classes) else "text",
                 **measure(outputs, fitted.get(position)),
+                **_more(outputs, unit.dataset),
             }
             confidence = metrics.softmax(outputs.logits).max(axis=1)
             outcomes[position][split.name] = Outcomes(
@@ -250,6 +251,23 @@ def measure(outputs: Outputs, temperature: float | None = None) -> dict[str, Any
         scaled = logits / np.float32(temperature)
         values["ece_scaled"] = metrics.ece(scaled, labels)
         values["nll_scaled"] = metrics.nll(scaled, labels)
+    return values
+
+
+def _more(outputs: Outputs, dataset: Any) -> dict[str, Any]:
+    """Return what can be said of data sets that know more of their images than one label."""
+    predictions = outputs.logits.argmax(axis=1)
+    values: dict[str, Any] = {}
+    groups = rows_of(dataset, "groups")
+    if groups is not None and (groups >= 0).any():
+        found = metrics.group_accuracies(
+            predictions == outputs.labels, groups, group_names_of(dataset)
+        )
+        worst = min(found, key=lambda name: found[name])
+        values |= {"groups": found, "worst_group": worst, "worst_group_accuracy": found[worst]}
+    accepted = rows_of(dataset, "accepted")
+    if accepted is not None and (real := metrics.real_accuracy(predictions, accepted)):
+        values |= {"real_accuracy": real[0], "real_n": real[1]}
     return values
 
 

@@ -69,6 +69,45 @@ def macro_f1_from_predictions(predictions: Labels, labels: Labels) -> float:
     return float(np.mean(2.0 * hits[seen] / total[seen]))
 
 
+def group_accuracies(correct: Booleans, groups: Labels, names: Sequence[str]) -> dict[str, float]:
+    """Return the accuracy of every group that has images, in the order of `names`.
+
+    The smallest value is the worst-group accuracy.
+
+    Args:
+        correct: Whether each image is right, (N,).
+        groups: (N,), index into `names`; negative for images of no group.
+        names: Of the groups.
+
+    Raises:
+        DataError: If shapes differ or no image has a group.
+
+    Source: Koh et al. 2021 (WILDS), arXiv 2012.07421, section 4.
+    """
+    require_pair(correct, groups)
+    found = {
+        name: float(np.mean(correct[groups == place]))
+        for place, name in enumerate(names)
+        if (groups == place).any()
+    }
+    if not found:
+        raise DataError("no image belongs to a group, so there is no worst one.")
+    return found
+
+
+def real_accuracy(
+    predictions: Labels, accepted: Sequence[Sequence[int]]
+) -> tuple[float, int] | None:
+    """Return the share of predictions that people accept, and of how many images.
+
+    Images for which nothing is accepted are left out; None if that leaves none.
+
+    Source: Beyer et al. 2020, arXiv 2006.07159, section 3.
+    """
+    hits = [int(guess) in own for guess, own in zip(predictions, accepted, strict=True) if len(own)]
+    return (float(np.mean(hits)), len(hits)) if hits else None
+
+
 def bootstrap_interval(
     values: Floats | Booleans, level: float = 0.95, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:

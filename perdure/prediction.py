@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.datasets import Dataset, Part, open_dataset, templates_for
+from .data.datasets import Dataset, Part, open_dataset, templates_for, validation_of
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
 from .errors import DataError, WeightsError
@@ -110,13 +110,19 @@ def open_validation(
             f"suite {suite.name} has no split of the task itself, so {purpose}; choose a suite "
             f"that has one{remedy}."
         )
-    if inside.split == "val":
+    validation = validation_of(inside.dataset)
+    if validation is None:
         raise DataError(
-            f"suite {suite.name} scores split val itself, so {purpose} on it; "
+            f"{inside.dataset} has no labelled pictures on which nothing is reported, so "
+            f"{purpose}; its validation pictures are what suite {suite.name} scores{remedy}."
+        )
+    if inside.split == validation:
+        raise DataError(
+            f"suite {suite.name} scores split {validation} itself, so {purpose} on it; "
             f"score a suite with a split test{remedy}."
         )
     classes = f"{inside.classes}/{half}" if half else inside.classes
-    dataset = open_dataset(inside.dataset, "val", how.root, classes=classes)
+    dataset = open_dataset(inside.dataset, validation, how.root, classes=classes)
     templates = templates_for(suite.templates, how.root)
     return Unit(spread(dataset, how.limit), templates, dataset.classes)
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
-from .data.datasets import Dataset, open_dataset, templates_for
+from .data.datasets import Dataset, is_of_sentences, open_dataset, templates_for
 from .data.loading import Loader
 from .errors import DataError, DivergedError
 from .foreign import is_foreign, read_tuned
@@ -126,7 +126,7 @@ class Work:
             dataset,
             student.preprocess,
             student.tokenizer,
-            templates,
+            ("{}",) if is_of_sentences(data.name) else templates,
             batch_size=spec.batch_size,
             seed=recipe.seed,
             augment=data.augment,
@@ -135,6 +135,7 @@ class Work:
             device=runtime.device,
             rank=runtime.rank,
             world_size=runtime.world_size,
+            cut=is_of_sentences(data.name),
         )
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
 from .damaged import Damaged, read_split
-from .prompts import SETS
+from .prompts import SET_OF, SETS
 from .protocols import few_shot, halves
+from .published import FINDERS, TASKS
 
 if TYPE_CHECKING:  # listing data sets must not import torch
     from torch import Tensor
@@ -136,11 +137,18 @@ class Reader:
     opener: str
     """Called as opener(split, root=..., seed=..., shots=..., classes=...), or without `root`"""
     templates: str
-    """A tuple of prompts with {} for the class name, or a function from the root to one"""
+    """A tuple of prompts with {} for the class name, or a function from the root to one; or
+    "set:NAME" of `prompts.SETS`"""
     embedded: bool = False
     """Whether the data come with perdure, so that there is no `root`"""
     halves: bool = False
     """Whether the opener knows "base" and "novel"; where not, they are `protocols.halves`"""
+    named: bool = False
+    """Whether the opener serves several data sets and is told the name"""
+    sentences: bool = False
+    """Whether its texts are whole captions, longer ones of which are cut and put into no prompt"""
+    validation: str | None = "val"
+    """Split of the task that choices may be made on; None where there is none"""
 
 
 DATASETS: dict[str, Reader] = {
@@ -151,6 +159,16 @@ DATASETS: dict[str, Reader] = {
         halves=True,
     ),
     "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
+    **{
+        name: Reader(
+            "perdure.data.pictures:open_published",
+            f"set:{SET_OF[name]}",
+            named=True,
+            sentences=name in ("coco", "flickr30k"),
+            validation=TASKS.get(name, "val"),
+        )
+        for name in FINDERS
+    },
 }
 """Every known data set by its name in recipes and suites; imported on first use."""
 
@@ -197,6 +215,8 @@ def open_dataset(
         if root is None:
             raise DataError(f"{name} needs the directory of its files; set data.root.")
         options["root"] = root.expanduser()
+    if reader.named:
+        options["name"] = name
     opener: Callable[..., Dataset] = partial(_target(reader.opener), **options)
     if sampling == "own":
         opened = _open_part(reader, opener, split, part, seed=seed, shots=shots)
@@ -224,9 +244,57 @@ def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
             f"there are no templates {name!r}. Known: {known}. "
             f"{nearest(name, (*SETS, *DATASETS))}".rstrip()
         )
-    found = _target(_reader(name).templates)
+    target = _reader(name).templates
+    if target.startswith("set:"):
+        return SETS[target.removeprefix("set:")]()
+    found = _target(target)
     templates: tuple[str, ...] = found(root) if callable(found) else found
     return templates
+
+
+def validation_of(name: str) -> str | None:
+    """Return the split of a data set that choices are made on; None where there is none."""
+    return _reader(name).validation
+
+
+def is_of_sentences(name: str) -> bool:
+    """Return whether the texts of a data set are captions that go into no prompt."""
+    return _reader(name).sentences
+
+
+def rows_of(dataset: Any, field: str) -> Any:
+    """Return something that only some data sets know of every image, or None.
+
+    Args:
+        dataset: A `Dataset`, or some images or another view of one.
+        field: "groups" (N,), or "accepted", N tuples of labels.
+    """
+    if isinstance(dataset, Damaged):
+        return rows_of(dataset.whole, field)
+    if isinstance(dataset, Part):
+        rows = rows_of(dataset.whole, field)
+        if rows is None or isinstance(rows, np.ndarray):
+            return rows if rows is None else rows[dataset.indices]
+        return tuple(rows[index] for index in dataset.indices)
+    return getattr(dataset, field, None)
+
+
+def group_names_of(dataset: Any) -> tuple[str, ...]:
+    """Return the names of a data set's groups; none where it has no groups."""
+    while isinstance(dataset, (Damaged, Part)):
+        dataset = dataset.whole
+    return tuple(getattr(dataset, "group_names", ()))
+
+
+def texts_of(dataset: Dataset) -> NDArray[np.int64]:
+    """Return what of `classes` each image is trained with, (N,): its label, or its caption.
+
+    Captions of one picture differ, but share its label.
+    """
+    if isinstance(dataset, Part):
+        return texts_of(dataset.whole)[dataset.indices]
+    texts: NDArray[np.int64] | None = getattr(dataset, "texts", None)
+    return dataset.labels if texts is None else texts
 
 
 def _open_part(
@@ -266,6 +334,8 @@ def _open_sampled(
         chosen = Part(whole, drawn.val if split == "val" else drawn.train)
     if part == "all":
         return chosen
+    if not reader.halves and part in ("base", "novel"):  # names may stand twice, labels do not
+        return Half(chosen, getattr(halves(range(len(whole.classes))), part))
     names = _open_part(reader, opener, split, part, seed=seed, shots=None).classes
     places = {name: label for label, name in enumerate(whole.classes)}
     return Half(chosen, np.sort([places[name] for name in names]))

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..batch import Batch
 from ..errors import DataError, PerdureError
 from ..inputs import Preprocess, Tokenizer, fill, refuse_cut
-from .datasets import Dataset
+from .datasets import Dataset, texts_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
 Augment = Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"]
@@ -58,6 +58,7 @@ class Loader:
         device: Where batches end up.
         rank: Of this process among `world_size`, which split every batch between them.
         world_size: Processes of the run.
+        cut: Whether texts longer than the model's context lose their end instead of being refused.
 
     Raises:
         DataError: If a class name is empty or there is nothing to train on.
@@ -78,12 +79,13 @@ class Loader:
         device: torch.device | None = None,
         rank: int = 0,
         world_size: int = 1,
+        cut: bool = False,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self._preprocess = preprocess
         self._workers = workers
         self._device = device or torch.device("cpu")
-        captions = Captions(dataset.classes, templates, tokenizer, trim)
+        captions = Captions(dataset.classes, templates, tokenizer, trim, cut=cut)
         self._source = _Source(
             dataset, preprocess, captions, batch_size, seed, augment, rank, world_size
         )
@@ -122,6 +124,7 @@ class Captions:
         templates: T prompts.
         tokenizer: Texts to ids.
         trim: As in `Loader`; None keeps the whole context.
+        cut: As in `Loader`.
 
     Raises:
         DataError: If a class name is empty, or a text is longer than the model's context.
@@ -133,13 +136,16 @@ class Captions:
         templates: Sequence[str],
         tokenizer: Tokenizer,
         trim: Callable[[Tensor], Tensor] | None = None,
+        *,
+        cut: bool = False,
     ) -> None:
         empty = [index for index, name in enumerate(classes) if not name.strip()]
         if empty:
             raise DataError(f"class {empty[0]} has an empty name; every class needs one.")
         texts = [fill(template, name) for name in classes for template in templates]
         tokens = tokenizer(texts)
-        refuse_cut(tokenizer, texts, tokens)
+        if not cut:
+            refuse_cut(tokenizer, texts, tokens)
         # The longest caption of a batch is then known without looking at its tokens.
         lengths = [trim(row[None]).shape[1] if trim else len(row) for row in tokens]
         shape = (len(classes), len(templates))
@@ -168,6 +174,7 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
         world_size: int,
     ) -> None:
         self.dataset = dataset
+        self.texts = texts_of(dataset)
         self.preprocess = preprocess
         self.captions = captions
         self.batch_size = batch_size
@@ -195,7 +202,8 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
             image = self.dataset.image(int(index))
             images[position] = AUGMENTS[self.augment](image, size, mode, rng)
         labels = self.dataset.labels[mine]
-        return _Raw(images, self.captions.pick(labels, templates), torch.from_numpy(labels))
+        tokens = self.captions.pick(self.texts[mine], templates)
+        return _Raw(images, tokens, torch.from_numpy(labels))
 
 
 def eval_batches(

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import DataError
-from .layout import Listing, find_own
+from .layout import find_own
 
 TEMPLATES = ("a photo of a {}.",)
 """Prompts where there is no `templates.txt`"""
@@ -84,7 +84,7 @@ def open_own(
             "data.shots away."
         )
     else:
-        kept = _few(listing, shots, seed)
+        kept = few(np.array(listing.labels), len(listing.classes), shots, seed)
     return OwnPictures(
         tuple(listing.files[index] for index in kept),
         np.array(listing.labels, dtype=np.int64)[kept],
@@ -151,13 +151,16 @@ def _eight_bits(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
-def _few(listing: Listing, shots: int, seed: int) -> NDArray[np.int64]:
-    """Return so many random pictures of every class, in their order; other classes change none."""
+def few(labels: NDArray[np.int64], classes: int, shots: int, seed: int) -> NDArray[np.int64]:
+    """Return so many random pictures of every class, in their order; other classes change none.
+
+    Raises:
+        DataError: If `shots` is not positive.
+    """
     if shots < 1:
         raise DataError(f"shots is {shots}; it must be 1 or more images per class.")
-    labels = np.array(listing.labels)
     kept = []
-    for label in range(len(listing.classes)):
+    for label in range(classes):
         members = np.flatnonzero(labels == label)
         rng = np.random.default_rng((_SHOTS, seed, label))
         kept.append(rng.permutation(members)[:shots])

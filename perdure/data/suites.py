@@ -9,6 +9,7 @@ from ..errors import DataError, nearest
 from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
 from .layout import SHIFTED, Own, find_own, fingerprint
+from .shifts import MAKERS, SUMMARIES, TASK_SUITES
 from .splits import Role as Role
 from .splits import Split as Split
 from .splits import Suite as Suite
@@ -98,6 +99,10 @@ SUITES: dict[str, Suite] = {
             splits=(),  # those that are found
             templates="own",
         ),
+        *(
+            Suite(name=name, summary=summary, splits=(), templates="openai-80")
+            for name, summary in SUMMARIES.items()  # their splits depend on the root
+        ),
     )
 }
 """Every known suite by name."""
@@ -132,6 +137,8 @@ def suite(name: str, root: Path | None = None) -> Suite:
         raise DataError(
             f"there is no suite {name!r}. Known: {known}. {nearest(name, SUITES)}".rstrip()
         )
+    if name in MAKERS:
+        return MAKERS[name](root)
     return _own(SUITES[name], root) if name == "own" else SUITES[name]
 
 
@@ -144,6 +151,8 @@ def of_task(dataset: str, classes: str = "all") -> str | None:
     """
     if dataset == "own" and classes == "all":
         return "own"
+    if dataset in TASK_SUITES and classes == "all":
+        return TASK_SUITES[dataset]
     for entry in SUITES.values():
         for split in entry.splits:
             trained = (split.dataset, split.classes) == (dataset, classes)

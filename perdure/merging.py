@@ -35,7 +35,7 @@ from .predictor import Predictor
 from .run import Run, environment
 from .runtime import Runtime
 from .subjects import Subject, find, sha256_of
-from .weights import lerp
+from .weights import lerp, require_same
 
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of it that was done since the last call."""
@@ -84,6 +84,25 @@ def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) ->
     """
     parts = checked_shares(shares, len(members))
     return _average(map(_plain, members), parts, _shared_head(members))
+
+
+def aligned(models: Sequence[Predictor]) -> list[Predictor]:
+    """Return copies of several models between which weights can be mixed: equal names and shapes.
+
+    Added modules are folded at their own alpha. A model without a head gets that of its own class
+    features where another has one.
+
+    Raises:
+        WeightsError: If names, shapes or head classes differ.
+    """
+    plain = [_plain(model) for model in models]
+    head = _shared_head(plain)
+    copies = [_with_head(model.copy(), head) for model in plain]
+    for copy in copies[1:]:
+        if copy.classes != copies[0].classes:
+            raise other_classes(copies[0].classes, copy.classes)
+        require_same(copies[0].state_dict(), copy.state_dict())
+    return copies
 
 
 def merge(

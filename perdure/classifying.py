@@ -1,7 +1,7 @@
-"""The base of learners whose scores are image features times class rows: prompts, adapters, heads.
+"""The base of learners that score image features against class rows: prompts, adapters, heads.
 
-Images are embedded once per step and class rows once per step, so that a loss at several settings of
-the rows, as along a path between two models, costs one matrix product and no further pass.
+Images are embedded once per step and class rows once per step, so that a loss at several settings
+of the rows, as along a path between two models, costs one matrix product and no further pass.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,7 +98,7 @@ def train(
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
     data = plans[0][1].data
-    emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root)}")
+    emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -247,8 +248,6 @@ def _score(
 
 def _score_table(scores: Scores) -> str:
     """One line per split, then the means over roles."""
-    from .records import summary
-
     scaled = scores.conditions["temperature"] is not None
     header = ["split", "role", "images", "accuracy", "95 % interval", "macro-F1", "ECE", "NLL"]
     rows = []
@@ -258,8 +257,16 @@ def _score_table(scores: Scores) -> str:
         row += [f"{percent(low)}-{percent(high)}", percent(entry["macro_f1"])]
         row += [percent(entry["ece"]), f"{entry['nll']:.3f}"]
         rows.append(row + ([percent(entry["ece_scaled"])] if scaled else []))
-    words = ", ".join(f"{word} {percent(value)}" for word, value in summary(scores.splits).items())
+    words = ", ".join(_word(name, **entry) for name, entry in scores.summary().items())
     return columns([*header, *(["ECE scaled"] if scaled else [])], rows, left=2) + f"\n{words}"
+
+
+def _word(name: str, value: float, interval: Sequence[float] | None = None) -> str:
+    """Name and value of a mean over splits, with its interval if it has one."""
+    if interval is None:
+        return f"{name} {percent(value)}"
+    low, high = interval
+    return f"{name} {percent(value)} (95 % interval {percent(low)}-{percent(high)})"
 
 
 def _sweep_table(line: dict[float, Scores]) -> str:

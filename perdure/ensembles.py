@@ -111,7 +111,8 @@ def tuned_share(distance: Floats, centre: float = CENTRE, width: float = WIDTH) 
     Source: Zhu et al. 2024, "Robust fine-tuning of zero-shot models via variance reduction",
         arXiv 2411.06966: 1.5 and 0.6 on ImageNet.
     """
-    share: Floats = 1.0 / (1.0 + np.exp(-(centre - distance) / width))
+    # The same as 1 / (1 + exp(-x)), without overflow.
+    share: Floats = 0.5 * (1.0 + np.tanh((centre - distance) / (2.0 * width)))
     return share
 
 
@@ -146,11 +147,12 @@ def evaluate_ensemble(
     share: Callable[[Unit], Floats]
     told: dict[str, Any] = {"kind": ensemble.kind, "members": [one.name for one in subjects]}
     if ensemble.kind == "mean":
-        parts = np.array(ensemble.shares or (1.0,) * len(models), dtype=np.float64)
-        told["shares"] = (parts / parts.sum()).tolist()
+        given = np.array(ensemble.shares or (1.0,) * len(models), dtype=np.float64)
+        parts: Floats = given / given.sum()
+        told["shares"] = parts.tolist()
 
         def share(unit: Unit) -> Floats:
-            return parts / parts.sum()
+            return parts
 
     else:
         temperatures = [

@@ -32,6 +32,7 @@ from .prediction import (
 )
 from .prediction import predict as predict
 from .predictor import Predictor
+from .records import HARMONIC, summary
 from .runtime import Runtime
 from .subjects import Subject, find
 
@@ -74,9 +75,33 @@ class Scores:
         """Return the metrics of one split."""
         return self.splits[split]
 
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Return the words of `perdure.reporting` that one model has, as `value`.
+
+        Harmonic means also have an `interval` of 95 % over images.
+        """
+        names: dict[str, list[str]] = {}
+        for name, entry in self.splits.items():
+            names.setdefault(entry["role"], []).append(name)
+        found: dict[str, dict[str, Any]] = {}
+        for word, value in summary(self.splits).items():
+            found[word] = {"value": value}
+            if word in HARMONIC:
+                base, novel = (
+                    [self.outcomes[name].correct for name in names[role]] for role in HARMONIC[word]
+                )
+                found[word]["interval"] = list(metrics.harmonic_interval(base, novel))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return what a score file holds."""
-        return {"format": FORMAT, "suite": self.suite, **self.conditions, "splits": self.splits}
+        return {
+            "format": FORMAT,
+            "suite": self.suite,
+            **self.conditions,
+            "splits": self.splits,
+            "summary": self.summary(),
+        }
 
     def write(self, directory: Path) -> Path:
         """Write `<suite>.outcomes.npz` and then `<suite>.json`, each whole or not at all."""

@@ -226,6 +226,74 @@ def barriers(losses: Floats, positions: Floats | None = None) -> Floats:
     return np.maximum(rise, 0.0)
 
 
+def harmonic_of_means(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the harmonic mean of two averages, as published base-to-novel tables do.
+
+    Args:
+        first: One number >= 0 per run or data set, such as base accuracies, (R,).
+        second: The same runs' other number, such as novel accuracies, (R,).
+
+    Raises:
+        DataError: If lengths differ or there is nothing to average.
+
+    Source: Zhou et al. 2022 (CoCoOp), arXiv 2203.05557, table 1: the row of averages.
+    """
+    require_pair(np.asarray(first), np.asarray(second))
+    return harmonic_mean(float(np.mean(first)), float(np.mean(second)))
+
+
+def mean_of_harmonics(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the average of every pair's own harmonic mean; at most `harmonic_of_means`.
+
+    Args:
+        first: As in `harmonic_of_means`.
+        second: As in `harmonic_of_means`.
+
+    Raises:
+        DataError: As `harmonic_of_means`.
+    """
+    require_pair(np.asarray(first), np.asarray(second))
+    return float(np.mean([harmonic_mean(a, b) for a, b in zip(first, second, strict=True)]))
+
+
+def harmonic_interval(
+    first: Sequence[Booleans],
+    second: Sequence[Booleans],
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> tuple[float, float]:
+    """Return the bootstrap interval of the harmonic mean of two accuracies, (low, high).
+
+    Images are drawn with replacement within each set. How many of a draw are right is binomial, so
+    the cost does not grow with the number of images.
+
+    Args:
+        first: Sets whose accuracies are averaged, such as those of base classes: correct or not, a
+            value per image, (N,).
+        second: Likewise, such as those of novel classes.
+        level: Probability that the interval covers, in (0, 1).
+        seed: Of the resampling.
+        resamples: Number of bootstrap samples.
+
+    Raises:
+        DataError: If there is no set, or one without images.
+    """
+    if not all((first, second)) or any(len(right) == 0 for right in (*first, *second)):
+        raise DataError("each of the two accuracies needs at least one set with images.")
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.mean(
+            [rng.binomial(len(right), right.mean(), resamples) / len(right) for right in sets],
+            axis=0,
+        )
+        for sets in (first, second)
+    ]
+    means = [harmonic_mean(float(a), float(b)) for a, b in zip(*drawn, strict=True)]
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
+
+
 def _require_embeddings(rows: Floats, labels: Labels) -> None:
     if rows.ndim != 2 or labels.shape != rows.shape[:1] or len(rows) == 0:
         raise DataError(

@@ -25,7 +25,7 @@ from .merging import aligned
 from .metrics import Floats, accuracy_barrier, barriers, loss_barrier, nll_rows
 from .prediction import How, Unit, gather, open_suite, select_columns
 from .predictor import Predictor
-from .weights import Weights, lerp, lerp_tensor
+from .weights import Weights, lerp, lerp_tensor, require_same
 
 Space = Literal["parameters", "classifier"]
 """What moves in a straight line: all weights, or the rows of the classifier alone"""
@@ -116,8 +116,9 @@ def scan(
         names: What the result calls the models.
         points: On each line, both ends included, >= 2.
         space: "parameters" mixes all weights (tower, head, added modules). "classifier" mixes the
-            rows of the classes: raw text features, which are normalised after mixing, or the rows
-            and biases of heads; it needs models with one and the same image tower.
+            rows of the classes, which are normalised after mixing: raw text features where every
+            model has one prompt per class, else unit rows; of heads rows and biases as they are. It
+            needs models with one and the same image tower.
         how: Data, device, number of images.
 
     Raises:
@@ -133,7 +134,7 @@ def scan(
         raise RunError(f"space is {space!r}; allowed: parameters, classifier.")
     how = how or How()
     suite = find_suite(suite, how.root) if isinstance(suite, str) else suite
-    fitted = aligned(models)
+    fitted = aligned(models, weights=space == "parameters")
     if how.runtime is not None:
         fitted = [model.to(how.runtime.device) for model in fitted]
     legs = list(pairwise(range(len(models))))
@@ -165,13 +166,13 @@ def _by_weights(models: Sequence[Predictor]) -> Scorer:
     moving = models[0].copy()
     states = [model.state_dict() for model in models]
 
-    def put(weights: Callable[[], Weights]) -> Callable[[], None]:
-        return lambda: _load(moving, weights())
+    def put(a: Weights, b: Weights, t: float) -> Callable[[], None]:
+        return lambda: _load(moving, lerp(a, b, t))
 
     def score(places: Sequence[Place], unit: Unit, how: How) -> Sequence[NDArray[np.float32]]:
         moves = {}
         for number, (a, b, t) in enumerate(places):
-            moves[float(number)] = put(lambda a=a, b=b, t=t: lerp(states[a], states[b], t))
+            moves[float(number)] = put(states[a], states[b], t)
         found = gather(moving, moves, unit, how)
         return [found[key].logits for key in moves]
 
@@ -184,10 +185,12 @@ def _load(model: Predictor, weights: Weights) -> None:
 
 def _by_rows(models: Sequence[Predictor]) -> Scorer:
     """Return what scores a data set with mixtures of the models' class rows."""
-    first = models[0].state_dict()
+    first = models[0].clip.visual.state_dict()
     for model in models[1:]:
-        for name, value in model.state_dict().items():
-            if name.startswith("clip.visual.") and not value.equal(first[name]):
+        other = model.clip.visual.state_dict()
+        require_same(first, other)
+        for name, value in other.items():
+            if not value.equal(first[name]):
                 raise WeightsError(
                     f"the image towers differ (first in {name}), so that one classifier cannot "
                     "move between them; scan the path in parameters."
@@ -196,7 +199,12 @@ def _by_rows(models: Sequence[Predictor]) -> Scorer:
     @torch.no_grad()
     def score(places: Sequence[Place], unit: Unit, how: How) -> Sequence[NDArray[np.float32]]:
         model = models[0]
-        ends = [_End.of(each, unit) for each in models]
+        single = all(
+            each.prompts(unit.names[:1], unit.templates).shape[1] == 1
+            for each in models
+            if each.head is None
+        )
+        ends = [_End.of(each, unit, raw=single) for each in models]
         parts: list[list[Tensor]] = [[] for _ in places]
         batches = eval_batches(unit.dataset, model.preprocess, how.batch_size, device=model.device)
         for images in batches:
@@ -221,24 +229,23 @@ class _End(NamedTuple):
     """As the model scores, (C, D)"""
     bias: Tensor | None
     raw: Tensor
-    """Rows of the text tower before they are normalised, (C, D)"""
+    """Rows that are mixed, and normalised afterwards, (C, D)"""
     scale: Tensor
 
     @classmethod
-    def of(cls, model: Predictor, unit: Unit) -> _End:
+    def of(cls, model: Predictor, unit: Unit, *, raw: bool) -> _End:
         head = model.head
         if head is not None and set(unit.names) <= set(model.classes):
             columns = [model.classes.index(name) for name in unit.names]
             rows = head.weight[columns]
             return cls(rows, head.bias[columns], rows, model.scale)
         prompts = model.prompts(unit.names, unit.templates)
-        weight = model.scale * model.class_features(prompts)
-        if prompts.shape[1] == 1:
-            raw = towers.encode_text(model.clip, model.trim(prompts[:, 0]).to(model.device))
-        else:  # several templates: rows before the last normalisation are means of unit rows
-            flat = model.trim(prompts.flatten(0, 1)).to(model.device)
-            raw = model.encode_text(flat).view(*prompts.shape[:2], -1).mean(dim=1)
-        return cls(weight, None, raw.float(), model.scale)
+        rows = model.class_features(prompts)
+        weight = model.scale * rows
+        if raw:
+            tokens = model.trim(prompts[:, 0]).to(model.device)
+            rows = towers.encode_text(model.clip, tokens).float()
+        return cls(weight, None, rows, model.scale)
 
 
 def _mix(a: _End, b: _End, t: float) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.datasets import Dataset, open_dataset, templates_for
+from .data.datasets import Dataset, Part, open_dataset, templates_for
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
 from .errors import DataError, WeightsError
@@ -64,42 +64,6 @@ class Unit:
     """Per class of the data set, the names whose maximum is its logit; one each where None"""
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some images of a data set, in their order."""
-
-    whole: Dataset
-    indices: NDArray[np.int64]
-
-    @property
-    def name(self) -> str:
-        """As the whole."""
-        return self.whole.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """As the whole."""
-        return self.whole.classes
-
-    @property
-    def captioned(self) -> bool:
-        """As the whole."""
-        return self.whole.captioned
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,), index into `classes`."""
-        return self.whole.labels[self.indices]
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.indices)
-
-    def image(self, index: int) -> Tensor:
-        """Return one image, (3, H, W), uint8."""
-        return self.whole.image(int(self.indices[index]))
-
-
 def spread(dataset: Dataset, limit: int | None) -> Dataset:
     """Return at most `limit` images of a data set, evenly spread over its order."""
     if limit is None or limit >= len(dataset):
@@ -115,13 +79,13 @@ def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
     Raises:
         DataError: If data are missing.
     """
-    templates = templates_for(suite.templates, how.root)
     inside: tuple[str, ...] = ()
     for split in suite.splits:
         dataset = open_dataset(split.dataset, split.split, how.root, classes=split.classes)
         if split.role == "id":
             inside = dataset.classes
         names = dataset.classes if split.columns is None else inside
+        templates = templates_for(split.templates or suite.templates, how.root)
         yield split, Unit(spread(dataset, how.limit), templates, names, split.columns)
 
 

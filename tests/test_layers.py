@@ -20,14 +20,25 @@ ROWS = [
     "weights mixing batch contrastive losses reliability metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
-    "towers inputs stored predictor zoo learner method teacher distillation objective",
+    "surgery.side surgery.visual_prompts surgery.projector",
+    "checkpoints hf_clip",
+    "towers inputs surgery.slots stored heads predictor zoo learner method teacher statistics",
+    "distillation objective",
     "classifying",
-    "adapters peft_format compression",
+    "path_loss endpoints",
+    "adapters peft_format compression foreign",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
-    "data.tables data.class_names data.folders data.layout data.own",
-    "data.emojishift data.prompts data.datasets data.sampling data.loading data.suites",
+    "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
+    "corruptions.digital corruptions.table",
+    "data.tables data.class_names data.folders data.layout data.own data.protocols",
+    "data.splits data.damaged data.emojishift data.prompts data.datasets data.sampling",
+    "data.loading",
+    "data.transfer data.suites",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
+    "methods.mma methods.promptkd",
+    "methods.coop methods.kgcoop",
+    "methods.mergetune",
     "recipe optim runtime states run comparison records prediction subjects",
     "loop training evaluation",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
@@ -38,11 +49,12 @@ ROWS = [
     "grids video",
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
-    "console demo cli_ensembles cli_merge cli_paths cli_show cli_tools cli_work cli_study cli __main__",
+    "console demo cli_ensembles cli_merge cli_paths",
+    "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 
-LIGHT = ("data.suites", "errors", "method", "metrics", "reporting", "cli")
+LIGHT = ("data.suites", "data.transfer", "errors", "method", "metrics", "reporting", "cli")
 """Modules that help, version and lists need; they must not import torch."""
 
 DISTRIBUTED = {"collective", "runtime"}

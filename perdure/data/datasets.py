@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
+from .damaged import Damaged, read_split
 from .prompts import SETS
+from .protocols import few_shot, halves
 
 if TYPE_CHECKING:  # listing data sets must not import torch
     from torch import Tensor
+
+Sampling = Literal["own", "coop"]
+"""How few-shot subsets are chosen"""
 
 _HALVES = ("seen", "hidden")
 
@@ -45,6 +50,42 @@ class Dataset(Protocol):
 
     def image(self, index: int) -> Tensor:
         """Return one image, (3, H, W), uint8; callers do not change it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some images of a data set, in their order."""
+
+    whole: Dataset
+    indices: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """As the whole."""
+        return self.whole.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """As the whole."""
+        return self.whole.classes
+
+    @property
+    def captioned(self) -> bool:
+        """As the whole."""
+        return self.whole.captioned
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,), index into `classes`."""
+        return self.whole.labels[self.indices]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.indices)
+
+    def image(self, index: int) -> Tensor:
+        """Return one image, (3, H, W), uint8."""
+        return self.whole.image(int(self.indices[index]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +139,8 @@ class Reader:
     """A tuple of prompts with {} for the class name, or a function from the root to one"""
     embedded: bool = False
     """Whether the data come with perdure, so that there is no `root`"""
+    halves: bool = False
+    """Whether the opener knows "base" and "novel"; where not, they are `protocols.halves`"""
 
 
 DATASETS: dict[str, Reader] = {
@@ -105,6 +148,7 @@ DATASETS: dict[str, Reader] = {
         "perdure.data.emojishift:open_emojishift",
         "perdure.data.captions:TEMPLATES",
         embedded=True,
+        halves=True,
     ),
     "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
 }
@@ -119,24 +163,31 @@ def open_dataset(
     seed: int = 0,
     shots: int | None = None,
     classes: str = "all",
+    sampling: Sampling = "own",
 ) -> Dataset:
     """Open a split of a data set.
 
     Args:
         name: One of `DATASETS`.
-        split: As the data set calls it.
+        split: As the data set calls it; with "@fog-3" behind it, its images damaged by that
+            corruption at that severity.
         root: Directory of the files; None for embedded data.
         seed: Of whatever the data set draws: few-shot subsets, rendered training images.
         shots: Images per class; None for all.
-        classes: "all", or the name of a part that the data set defines, such as "base"; followed
-            by "/seen-0" or "/hidden-0" for one of two random halves of it (1, 2, ... divide anew).
+        classes: "all", "base" or "novel" for halves of the classes, or another part that the data
+            set defines; followed by "/seen-0" or "/hidden-0" for one of two random halves of it
+            (1, 2, ... divide anew).
+        sampling: How `shots` images are chosen: "own" as the data set does, or "coop", the
+            published subsets of `protocols.few_shot`: from `train`, and from `val` at most 4 of a
+            class, before classes are divided. Other splits stay whole under "coop".
 
     Raises:
         DataError: If name, split or part are unknown, or files are missing under `root`.
     """
     reader = _reader(name)
+    split, damage = read_split(split)
     part, divided, half = classes.partition("/")
-    options: dict[str, Any] = {"seed": seed, "shots": shots, "classes": part}
+    options: dict[str, Any] = {}
     if reader.embedded:
         if root is not None:
             raise DataError(
@@ -146,9 +197,13 @@ def open_dataset(
         if root is None:
             raise DataError(f"{name} needs the directory of its files; set data.root.")
         options["root"] = root.expanduser()
-    opener: Callable[..., Dataset] = _target(reader.opener)
-    opened = opener(split, **options)
-    return _half(opened, half) if divided else opened
+    opener: Callable[..., Dataset] = partial(_target(reader.opener), **options)
+    if sampling == "own":
+        opened = _open_part(reader, opener, split, part, seed=seed, shots=shots)
+    else:
+        opened = _open_sampled(reader, opener, split, part, seed=seed, shots=shots)
+    opened = _half(opened, half) if divided else opened
+    return opened if damage is None else Damaged(opened, *damage, seed=seed)
 
 
 def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
@@ -172,6 +227,48 @@ def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
     found = _target(_reader(name).templates)
     templates: tuple[str, ...] = found(root) if callable(found) else found
     return templates
+
+
+def _open_part(
+    reader: Reader, opener: Callable[..., Dataset], split: str, part: str, **options: Any
+) -> Dataset:
+    """Open the images of some classes, in the reader's own halves or in those of `protocols`."""
+    if reader.halves or part not in ("base", "novel"):
+        return opener(split, classes=part, **options)
+    whole = opener(split, classes="all", **options)
+    if whole.captioned:
+        raise DataError(
+            f"{whole.name} has captions, no classes that could be divided in base and novel ones; "
+            "use data.classes=all."
+        )
+    return Half(whole, getattr(halves(range(len(whole.classes))), part))
+
+
+def _open_sampled(
+    reader: Reader,
+    opener: Callable[..., Dataset],
+    split: str,
+    part: str,
+    *,
+    seed: int,
+    shots: int | None,
+) -> Dataset:
+    """Open a published few-shot subset: drawn from all classes, and only then divided."""
+    chosen = whole = opener(split, classes="all", seed=seed, shots=None)
+    if shots is not None and split in ("train", "val"):
+        if whole.captioned:
+            raise DataError(
+                f"data.shots is {shots} images per class, but {whole.name} has captions, no "
+                "classes; leave data.shots away."
+            )
+        first = opener("train", classes="all", seed=seed, shots=None)
+        drawn = few_shot(first.labels, whole.labels if split == "val" else (), shots, seed)
+        chosen = Part(whole, drawn.val if split == "val" else drawn.train)
+    if part == "all":
+        return chosen
+    names = _open_part(reader, opener, split, part, seed=seed, shots=None).classes
+    places = {name: label for label, name in enumerate(whole.classes)}
+    return Half(chosen, np.sort([places[name] for name in names]))
 
 
 def _half(whole: Dataset, name: str) -> Half:

@@ -40,6 +40,7 @@ class Ft:
 
     def build(self, student: Predictor, context: Context) -> Learner:
         """Put a zero-shot head on the student, unless it already has one for these classes."""
+        student = student.plain()
         head = ensure_head(student, context)
         parts = (head,) if self.train == "head" else (student.clip.visual, head)
         train_only(student, *parts)

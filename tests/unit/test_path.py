@@ -13,14 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perdure import metrics
+from perdure import metrics, towers
+from perdure.data.loading import eval_batches
 from perdure.data.suites import suite
 from perdure.errors import DataError, RunError, WeightsError
 from perdure.evaluation import evaluate
 from perdure.figures import path as draw
 from perdure.path import PathScan, scan
-from perdure.prediction import How, Unit, predict
+from perdure.prediction import How, Unit, open_suite, predict
 from perdure.predictor import Predictor
+from perdure.surgery.slots import Slots
 from perdure.zoo import random_clip
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -191,6 +193,48 @@ def test_class_rows_are_mixed_raw_and_normalised_afterwards() -> None:
             assert curve.nll[place] == alone[split]["nll"]
     with pytest.raises(WeightsError, match="image towers differ"):
         scan([random_clip(0), random_clip(1)], SUITE, points=3, space="classifier", how=HOW)
+
+
+def with_contexts(seed: int) -> Predictor:
+    """Return the model of seed 0 with contexts that have moved."""
+    model = random_clip(0)
+    model.attach(Slots(count=2))
+    drawn = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.added().values():
+            value.add_(0.5 * torch.randn(value.shape, generator=drawn))
+    return model
+
+
+def test_learned_contexts_move_from_their_start_or_as_classifiers() -> None:
+    tuned = with_contexts(1)
+    found = scan([random_clip(0), tuned], SUITE, points=3, how=HOW)
+    ends = (tuned.fold(0.0), tuned.fold(0.5), tuned)
+    for place, model in enumerate(ends):
+        alone = evaluate(model, SUITE, limit=24)
+        for split, curve in found.segments[0].splits.items():
+            assert curve.nll[place] == pytest.approx(alone[split]["nll"], rel=1e-5)
+    # As classifiers the zero-shot end keeps its own templates.
+    rows = scan([random_clip(0), tuned], SUITE, points=2, space="classifier", how=HOW)
+    zero_shot = evaluate(random_clip(0), SUITE, limit=24)
+    for split, curve in rows.segments[0].splits.items():
+        assert curve.nll[0] == zero_shot[split]["nll"]
+
+
+def test_raw_rows_of_single_prompts_are_mixed_before_they_are_normalised() -> None:
+    ends = [with_contexts(1), with_contexts(2)]
+    found = scan(ends, SUITE, points=3, space="classifier", how=HOW)
+    _, unit = next(iter(open_suite(suite(SUITE), HOW)))
+    with torch.no_grad():
+        raw = [
+            towers.encode_text(end.clip, end.prompts(unit.names, unit.templates)[:, 0])
+            for end in ends
+        ]
+        images = torch.cat(list(eval_batches(unit.dataset, ends[0].preprocess, 24)))
+        rows = towers.unit((raw[0] + raw[1]) / 2)
+        logits = ends[0].scale * ends[0].encode_image(images) @ rows.T
+    expected = metrics.nll(logits.numpy(), unit.dataset.labels)
+    assert found.segments[0].splits["val"].nll[1] == pytest.approx(expected, rel=1e-5)
 
 
 def test_wrong_questions_are_refused() -> None:

@@ -25,10 +25,9 @@ class Kill(Exception):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with a tiny model and a finished linear probe of it."""
+    """Return a directory with a tiny model, for the runs that others start from too."""
     place = tmp_path_factory.mktemp("resume")
     random_clip().save(place / "clip")
-    train(shortened("emojishift/lp", place), place / "lp")
     return place
 
 
@@ -44,7 +43,16 @@ def shortened(name: str, place: Path, *changes: str) -> Recipe:
         "run.log_every=1",
         "run.device=cpu",
     )
-    start = (f"model.init={place / 'lp'}",) if load_recipe(name).model.init else ()
+    if load_recipe(name).optim.schedule == "cosine-epochs":  # which is counted in epochs
+        shorter = (*shorter, "optim.schedule=cosine", "optim.warmup_epochs=0", "optim.warmup=0")
+    first = load_recipe(name).model.init
+    start = () if first is None else (f"model.init={place / first.name}",)
+    if first is not None and not (place / first.name).exists():
+        train(shortened(f"emojishift/{first.name}", place), place / first.name)
+    if load_recipe(name).method.name == "promptkd":  # its teacher is a run of its own
+        if not (place / "lp").exists():
+            train(shortened("emojishift/lp", place), place / "lp")
+        start = (*start, f"method.teacher={place / 'lp'}")
     return load_recipe(name, (*shorter, *start, *changes))
 
 

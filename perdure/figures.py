@@ -244,10 +244,10 @@ def path(found: PathScan, out: Path) -> Path:
         lower.set_xticks(range(len(ends)), [_fold(name) for name in ends])
         upper.set_ylabel("accuracy, %")
         lower.set_ylabel("negative log-likelihood, nats")
-        dashed = f"; dashed: {ends[0]} to {ends[-1]} directly" if len(route) > 1 else ""
+        dashed = "; dashed: from the first to the last directly" if len(route) > 1 else ""
         upper.set_title(
-            f"{found.suite}: along the straight line in {found.space}, "
-            f"{len(found.positions)} points per line{_fold(dashed, 84)}"
+            f"{found.suite}: straight lines between models, in {found.space}\n"
+            f"{len(found.positions)} points per line{dashed}"
         )
         upper.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     return out

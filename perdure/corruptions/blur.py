@@ -32,8 +32,7 @@ def gaussian_blur(image: Image, severity: int, rng: Generator) -> Image:
 
 def defocus_blur(image: Image, severity: int, rng: Generator) -> Image:
     """Spread every point over a disc, as a lens out of focus."""
-    radius, soft = _DEFOCUS[severity - 1]
-    radius, soft = radius * scale_of(image), soft * scale_of(image)
+    radius, soft = (value * scale_of(image) for value in _DEFOCUS[severity - 1])
     reach = max(1, int(np.ceil(radius + 3 * soft)))
     places = np.arange(-reach, reach + 1)
     distance = np.hypot(*np.meshgrid(places, places))

@@ -27,7 +27,7 @@ _ELASTIC = (
 def contrast(image: Image, severity: int, rng: Generator) -> Image:
     """Draw all values of a channel towards its mean."""
     middle = image.mean(axis=(0, 1), keepdims=True)
-    return middle + (image - middle) * pick(severity, (0.4, 0.3, 0.2, 0.1, 0.05))
+    return np.asarray(middle + (image - middle) * pick(severity, (0.4, 0.3, 0.2, 0.1, 0.05)))
 
 
 def saturate(image: Image, severity: int, rng: Generator) -> Image:
@@ -41,7 +41,7 @@ def saturate(image: Image, severity: int, rng: Generator) -> Image:
     place = np.divide(
         value - image, span, out=np.tile([0.0, 1.0, 1.0], (*span.shape[:2], 1)), where=span > 0
     )
-    return value - value * after * place
+    return np.asarray(value - value * after * place)
 
 
 def jpeg_compression(image: Image, severity: int, rng: Generator) -> Image:

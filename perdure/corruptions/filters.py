@@ -19,7 +19,7 @@ REFERENCE = 224
 
 def scale_of(image: Image) -> float:
     """Return the factor from published lengths to those of an image, by its shorter side."""
-    return min(image.shape[:2]) / REFERENCE
+    return float(min(image.shape[:2])) / REFERENCE
 
 
 def smooth(image: Image, sigma: float, *, truncate: float = 4.0, mode: str = "edge") -> Image:
@@ -108,7 +108,7 @@ def warped(image: Image, rows: Image, columns: Image) -> Image:
 
 def grey(image: Image) -> Image:
     """Return the luminance of an RGB image, (H, W, 1)."""
-    return image @ np.array([[0.299], [0.587], [0.114]])
+    return np.asarray(image @ np.array([[0.299], [0.587], [0.114]]))
 
 
 def pick(severity: int, values: Sequence[float]) -> float:

@@ -5,6 +5,7 @@ Source of all values: Hendrycks and Dietterich 2019, arXiv 1903.12261, and its p
 
 from __future__ import annotations
 
+import numpy as np
 from numpy.random import Generator
 
 from .filters import Image, pick
@@ -28,7 +29,7 @@ def impulse_noise(image: Image, severity: int, rng: Generator) -> Image:
     damaged = image.copy()
     damaged[draw < share] = 0.0
     damaged[draw < share / 2] = 1.0
-    return damaged
+    return np.asarray(damaged)
 
 
 def speckle_noise(image: Image, severity: int, rng: Generator) -> Image:

@@ -51,7 +51,7 @@ def fog(image: Image, severity: int, rng: Generator) -> Image:
     brightest = image.max()
     high, wide = image.shape[:2]
     clouds = plasma(max(high, wide), decay, rng)[:high, :wide, None]
-    return (image + thickness * clouds) * brightest / (brightest + thickness)
+    return np.asarray((image + thickness * clouds) * brightest / (brightest + thickness))
 
 
 def snow(image: Image, severity: int, rng: Generator) -> Image:
@@ -76,11 +76,11 @@ def rime(image: Image, severity: int, rng: Generator) -> Image:
     scale = scale_of(image)
     crystals = np.zeros((*image.shape[:2], 1))
     for angle in rng.uniform(0.0, 180.0, 3):
-        seeds = (rng.random(crystals.shape) > 0.97).astype(float)
+        seeds = np.where(rng.random(crystals.shape) > 0.97, 1.0, 0.0)
         needles = smeared(seeds, max(2, round(14 * scale)), max(1.0, 8 * scale), angle)
         crystals = np.maximum(crystals, needles / max(needles.max(), 1e-12))
     patches = plasma(max(image.shape[:2]), 1.8, rng)[: image.shape[0], : image.shape[1], None]
-    return seen * image + ice * (0.35 + 0.65 * crystals) * patches * _ICE
+    return np.asarray(seen * image + ice * (0.35 + 0.65 * crystals) * patches * _ICE)
 
 
 def splatter(image: Image, severity: int, rng: Generator) -> Image:
@@ -92,9 +92,9 @@ def splatter(image: Image, severity: int, rng: Generator) -> Image:
     amount = np.where(liquid > least, liquid, 0.0)
     if severity <= 3:
         down, right = np.gradient(smooth(amount, 1.0)[:, :, 0])
-        rims = np.clip(down + right, 0, None)[:, :, None] + 0.2 * amount
+        rims = np.maximum(down + right, 0.0)[:, :, None] + 0.2 * amount
         rims = rims / max(rims.max(), 1e-12) * last
-        return image + rims * _WATER
+        return np.asarray(image + rims * _WATER)
     mud = smooth((amount > 0).astype(float), last * scale)
     mud[mud < 0.8] = 0.0
     return image * (1 - mud) + _MUD * mud
@@ -123,7 +123,7 @@ def plasma(size: int, decay: float, rng: Generator) -> Image:
         field[half::step, ::step] = _jitter(below, spread, rng)
         step, spread = half, spread / decay
     field -= field.min()
-    return field / max(field.max(), 1e-12)
+    return np.asarray(field / max(field.max(), 1e-12))
 
 
 def _jitter(four: Image, spread: float, rng: Generator) -> Image:
@@ -137,4 +137,4 @@ def _with_value(image: Image, change: Callable[[Image], Image]) -> Image:
     wanted = np.clip(change(value), 0.0, 1.0)
     # Black has no hue; it becomes grey.
     ratio = np.divide(image, value, out=np.ones_like(image), where=value > 0)
-    return ratio * wanted
+    return np.asarray(ratio * wanted)

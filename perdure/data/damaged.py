@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 DAMAGED = "corrupt"
 """Suite of damaged images of another suite's task: this, a hyphen and that suite's name"""
 
+COMMON = tuple(name for name, entry in CORRUPTIONS.items() if entry.common)
+"""The fifteen corruptions that are reported"""
+
 SIDE = 224
 """Larger images are shrunk to this shorter side first, for which the damage is meant"""
 
@@ -91,7 +94,7 @@ def read_split(name: str) -> tuple[str, tuple[str, int] | None]:
 
 def damaged_suite(
     suite: Suite,
-    corruptions: Iterable[str] = tuple(n for n, one in CORRUPTIONS.items() if one.common),
+    corruptions: Iterable[str] = COMMON,
     severities: Sequence[int] = SEVERITIES,
 ) -> Suite:
     """Return the suite of a task as it is and with its images damaged.

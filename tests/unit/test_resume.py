@@ -43,6 +43,8 @@ def shortened(name: str, place: Path, *changes: str) -> Recipe:
         "run.log_every=1",
         "run.device=cpu",
     )
+    if load_recipe(name).optim.schedule == "cosine-epochs":  # which is counted in epochs
+        shorter = (*shorter, "optim.schedule=cosine", "optim.warmup_epochs=0", "optim.warmup=0")
     first = load_recipe(name).model.init
     start = () if first is None else (f"model.init={place / first.name}",)
     if first is not None and not (place / first.name).exists():

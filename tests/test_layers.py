@@ -33,7 +33,7 @@ ROWS = [
     "data.tables data.class_names data.folders data.layout data.own data.protocols",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures",
-    "data.splits data.damaged data.emojishift data.prompts data.datasets data.sampling",
+    "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.loading",
     "data.transfer data.shifts data.suites",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",

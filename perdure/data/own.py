@@ -44,6 +44,9 @@ class OwnPictures:
     captioned: bool
     """Whether `classes` are captions, which are no classes of a task"""
     name: str = "own"
+    groups: NDArray[np.int64] | None = None
+    """(N,), index into `group_names`, -1 for none; None where no table has a column `group`"""
+    group_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -85,11 +88,15 @@ def open_own(
         )
     else:
         kept = few(np.array(listing.labels), len(listing.classes), shots, seed)
+    names = tuple(sorted(set(listing.groups) - {""}))
+    groups = [names.index(group) if group else -1 for group in listing.groups]
     return OwnPictures(
         tuple(listing.files[index] for index in kept),
         np.array(listing.labels, dtype=np.int64)[kept],
         listing.classes,
         listing.captioned,
+        groups=np.array(groups, dtype=np.int64)[kept] if names else None,
+        group_names=names,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_merge, cli_paths, cli_show, cli_study, cli_tools, cli_work, processes
+from . import cli_data, cli_merge, cli_paths, cli_show, cli_study, cli_tools, cli_work, processes
 from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
@@ -215,3 +215,18 @@ app.command(
         "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
     )
 )(cli_study.profile)
+app.add_typer(cli_data.app, name="data")
+cli_data.app.command(
+    epilog=_examples(
+        "perdure data check ~/data",
+        "perdure data check ~/data --suite imagenet-shift --decode --duplicates",
+        "perdure data check pictures/ --model ViT-B-32/openai --json",
+    )
+)(cli_data.check)
+cli_data.app.command(epilog=_examples("perdure data stats ~/data --set iwildcam --json"))(
+    cli_data.stats
+)
+cli_data.app.command(epilog=_examples("perdure data sheet ~/data --out sheet.png"))(cli_data.sheet)
+cli_data.app.command(
+    epilog=_examples("perdure data compact imagenet.csv --out imagenet-compact.csv")
+)(cli_data.compact)

@@ -35,7 +35,7 @@ ROWS = [
     "data.published data.pictures",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.loading",
-    "data.transfer data.shifts data.suites",
+    "data.transfer data.shifts data.suites data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
     "methods.mma methods.promptkd",
@@ -51,7 +51,7 @@ ROWS = [
     "grids video",
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
-    "console demo cli_ensembles cli_merge cli_paths",
+    "looking console demo cli_data cli_ensembles cli_merge cli_paths",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]

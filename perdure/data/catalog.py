@@ -62,26 +62,35 @@ class Catalog:
         return self.root / os.fsdecode(self.paths[index])
 
 
-def find_folder(what: str, root: Path, *candidates: str) -> Path:
+class NotThereError(DataError):
+    """A data set that is not below a root at all, unlike one of which a part is."""
+
+
+def find_folder(
+    what: str, root: Path, *candidates: str, markers: Sequence[str] | None = None
+) -> Path:
     """Return the first of some directories that exists below a root.
 
     Args:
         what: Data set, for the error.
         root: As the user names it.
         candidates: Relative paths; "" for the root itself.
+        markers: The root itself only counts if one of these is in it; None asks for nothing.
 
     Raises:
-        DataError: If there is none; names every place that was looked at.
+        NotThereError: If there is none; names every place that was looked at.
     """
     for candidate in candidates:
-        if (root / candidate).is_dir():
-            return root / candidate
+        here = root / candidate
+        marked = candidate or markers is None or any((here / one).exists() for one in markers)
+        if marked and here.is_dir():
+            return here
     places = ", ".join(candidate or "." for candidate in candidates)
     if not root.is_dir():
-        raise DataError(
+        raise NotThereError(
             f"cannot find {what}: the directory {root} does not exist. Name the one that holds it."
         )
-    raise DataError(
+    raise NotThereError(
         f"cannot find {what} below {root}; looked for the folders {places}. Name the directory "
         "that holds one of them; docs/data.md lists every layout."
     )

@@ -43,7 +43,10 @@ def find_imagenet(split: str, root: Path) -> Catalog:
     """Find ImageNet-1k: "train", or its validation pictures, which are "val" and "test"."""
     require_split("imagenet", split, ("train", "val", "test"))
     folders = ("train",) if split == "train" else _VAL
-    places = [f"{base}/{folder}".strip("/") for base in _BASES for folder in folders]
+    # Other people's data have folders train and val as well.
+    own = any(_has_synset(root / folder) for folder in ("train", *_VAL))
+    bases = _BASES if own else _BASES[1:]
+    places = [f"{base}/{folder}".strip("/") for base in bases for folder in folders]
     # A flat val/ may stand beside a sorted one; folders of classes go before it.
     sorted_first = [place for place in places if _has_synset(root / place)] or places
     source = find_folder(f"imagenet's {split} pictures", root, *sorted_first)

@@ -48,17 +48,26 @@ TASKS = {"imagenet": None, "iwildcam": "id_val", "fmow": "id_val"}
 reported on"""
 
 
-def find(name: str, split: str, root: Path) -> Catalog:
-    """Find a split of a published data set.
+def require_known(name: str) -> None:
+    """Refuse a name of no published data set.
 
     Raises:
-        DataError: If the data set is unknown, or not below `root`, or incomplete.
+        DataError: Names the nearest.
     """
     if name not in FINDERS:
         raise DataError(
             f"there is no published data set {name!r}. Known: {', '.join(FINDERS)}. "
             f"{nearest(name, FINDERS)}".rstrip()
         )
+
+
+def find(name: str, split: str, root: Path) -> Catalog:
+    """Find a split of a published data set.
+
+    Raises:
+        DataError: If the data set is unknown, or not below `root`, or incomplete.
+    """
+    require_known(name)
     return FINDERS[name](split, root)
 
 

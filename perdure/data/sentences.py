@@ -30,7 +30,8 @@ Pairs = list[tuple[str, str]]
 def find_coco(split: str, root: Path) -> Catalog:
     """Find a split of COCO; `train` includes what the division calls `restval`."""
     require_split("coco", split, SPLITS)
-    base = find_folder("coco", root, "coco", "")
+    markers = ("dataset_coco.json", "coco_test_karpathy.json", "annotations/coco_train_ids.npy")
+    base = find_folder("coco", root, "coco", "", markers=markers)
     for karpathy in (base / "dataset_coco.json", base / "annotations" / "dataset_coco.json"):
         if karpathy.is_file():
             images = find_folder("coco's pictures", base, "images", "")
@@ -51,7 +52,8 @@ def find_coco(split: str, root: Path) -> Catalog:
 def find_flickr(split: str, root: Path) -> Catalog:
     """Find a split of Flickr30k."""
     require_split("flickr30k", split, SPLITS)
-    base = find_folder("flickr30k", root, "flickr30k", "f30k", "")
+    markers = ("dataset_flickr30k.json", "flickr30k_test_karpathy.txt")
+    base = find_folder("flickr30k", root, "flickr30k", "f30k", "", markers=markers)
     places = ("images", "flickr30k-images", "flickr30k_images", "Images", "")
     images = find_folder("flickr30k's pictures", base, *places)
     counts = 29_000, 1_014 if split == "val" else 1_000

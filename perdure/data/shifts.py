@@ -69,11 +69,7 @@ def _imagenet_shifts(name: str, root: Path | None, shifted: tuple[str, ...]) -> 
 
 
 def _imagenet_shift(root: Path | None) -> Suite:
-    return _imagenet_shifts(
-        "imagenet-shift",
-        root,
-        ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", OBJECTNET),
-    )
+    return _imagenet_shifts("imagenet-shift", root, _FIVE)
 
 
 def _domain_shift(root: Path | None) -> Suite:
@@ -138,6 +134,18 @@ SUMMARIES = {
     "wilds-fmow": "FMoW at --data: years trained on and later ones; worst region is published",
     "cross-dataset": "trained on ImageNet, unchanged on CoOp's ten other data sets at --data",
 }
+
+_FIVE = ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", OBJECTNET)
+
+MEMBERS: dict[str, tuple[str, ...]] = {
+    "imagenet-shift": ("imagenet", *_FIVE),
+    "domain-shift": ("imagenet", *FOUR),
+    "imagenet-c": ("imagenet", "imagenet-c"),
+    "wilds-iwildcam": ("iwildcam",),
+    "wilds-fmow": ("fmow",),
+    "cross-dataset": ("imagenet", *coop.SETS),
+}
+"""Suite to the data sets that it scores, which need not be there to be named"""
 
 MAKERS: dict[str, Callable[[Path | None], Suite]] = {
     "imagenet-shift": _imagenet_shift,

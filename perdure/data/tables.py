@@ -148,7 +148,7 @@ def read_lines(file: Path) -> str:
 def _csv_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and stripped values, the header first; blank lines are left out."""
     first = next((line for line in text.split("\n") if line.strip()), "")
-    separator = _sniff(file, first)
+    separator = sniff(file, first)
     reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     width = None
     try:
@@ -171,8 +171,12 @@ def _csv_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         ) from None
 
 
-def _sniff(file: Path, header: str) -> str:
-    """Return the separator that makes a known column appear, and then the most columns."""
+def sniff(file: Path, header: str) -> str:
+    """Return the separator that makes a known column appear, and then the most columns.
+
+    Raises:
+        DataError: If none makes columns.
+    """
     if not header:
         raise DataError(f"{file} is empty; expected a header and one row per picture.")
     best: list[tuple[bool, int, str]] = []

@@ -23,6 +23,8 @@ SPLITS = ("train", "id_val", "id_test", "val", "test")
 
 _IWILDCAM = dict(zip(SPLITS, (129_809, 7_314, 8_154, 14_961, 42_791), strict=True))
 _FMOW = dict(zip(SPLITS, (76_863, 11_483, 11_327, 19_915, 22_108), strict=True))
+_IWILDCAM_PLACES = ("iwildcam_v2.0", "iwildcam", "")
+_FMOW_PLACES = ("fmow_v1.1", "fmow", "")
 _VAL_YEAR, _TEST_YEAR = 2013, 2016
 _REGIONS = ("Africa", "Americas", "Asia", "Europe", "Oceania")
 
@@ -33,7 +35,7 @@ def find_iwildcam(split: str, root: Path) -> Catalog:
     Names are those of `categories.csv`, or of a `classes.txt` beside it: one name per label.
     """
     require_split("iwildcam", split, SPLITS)
-    base = find_folder("iwildcam", root, "iwildcam_v2.0", "iwildcam", "")
+    base = find_folder("iwildcam", root, *_IWILDCAM_PLACES, markers=("categories.csv",))
     rows = _records(base / "metadata.csv", ("split", "filename", "y"))
     kept = [row for row in rows if row["split"] == split]
     names = _iwildcam_names(base)
@@ -57,7 +59,7 @@ def find_fmow(split: str, root: Path) -> Catalog:
     Groups are regions of the world; pictures of none of the five belong to no group.
     """
     require_split("fmow", split, SPLITS)
-    base = find_folder("fmow", root, "fmow_v1.1", "fmow", "")
+    base = find_folder("fmow", root, *_FMOW_PLACES, markers=("rgb_metadata.csv",))
     file = base / "rgb_metadata.csv"
     rows = _records(file, ("split", "category", "timestamp", "country_code"))
     region_of = {

@@ -23,6 +23,7 @@ VERBS = (
     "calibrate",
     "export",
     "doctor",
+    "data",
     "alpha",
     "ablate",
     "profile",

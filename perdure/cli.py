@@ -215,7 +215,11 @@ app.command(
         "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
     )
 )(cli_study.profile)
-app.add_typer(cli_data.app, name="data")
+app.add_typer(
+    cli_data.app,
+    name="data",
+    epilog=_examples("perdure data check ~/data", "perdure data sheet ~/data --out sheet.png"),
+)
 cli_data.app.command(
     epilog=_examples(
         "perdure data check ~/data",

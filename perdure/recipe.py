@@ -59,6 +59,9 @@ class DataSpec(_Table):
     for validation take at most 4 images per class"""
     templates: tuple[str, ...] | str | None = None
     """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
+    damaged: Literal["error", "skip"] = "error"
+    """What happens to damaged samples of shards (`name: wds`): training does not start, or they are
+    left out and counted"""
     augment: Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"] = "none"
     """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror; crop to .08
     to 1 and mirror"""

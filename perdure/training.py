@@ -122,11 +122,12 @@ class Work:
         templates = find_templates(data)
         classes = () if dataset.captioned else dataset.classes
         student = load_student(recipe.model, recipe.seed, classes)
+        sentences = dataset.captioned and is_of_sentences(data.name)
         loader = Loader(
             dataset,
             student.preprocess,
             student.tokenizer,
-            ("{}",) if is_of_sentences(data.name) else templates,
+            ("{}",) if sentences else templates,
             batch_size=spec.batch_size,
             seed=recipe.seed,
             augment=data.augment,
@@ -135,7 +136,7 @@ class Work:
             device=runtime.device,
             rank=runtime.rank,
             world_size=runtime.world_size,
-            cut=is_of_sentences(data.name),
+            cut=sentences,
         )
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
@@ -318,6 +319,7 @@ def _open(data: DataSpec, split: str, seed: int) -> Dataset:
         shots=data.shots,
         classes=data.classes,
         sampling=data.sampling,
+        damaged=data.damaged,
     )
 
 

@@ -32,7 +32,7 @@ ROWS = [
     "corruptions.digital corruptions.table",
     "data.tables data.class_names data.folders data.layout data.own data.protocols",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
-    "data.published data.pictures",
+    "data.published data.pictures data.shards",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.loading",
     "data.transfer data.shifts data.suites data.check data.compact",

@@ -46,6 +46,8 @@ class Reader:
     """Whether the opener serves several data sets and is told the name"""
     sentences: bool = False
     """Whether its texts are whole captions, longer ones of which are cut and put into no prompt"""
+    skips: bool = False
+    """Whether the opener knows `damaged`"""
     validation: str | None = "val"
     """Split of the task that choices may be made on; None where there is none"""
 
@@ -58,6 +60,12 @@ DATASETS: dict[str, Reader] = {
         halves=True,
     ),
     "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
+    "wds": Reader(
+        "perdure.data.shards:open_shards",
+        "perdure.data.shards:shard_templates",
+        sentences=True,
+        skips=True,
+    ),
     **{
         name: Reader(
             "perdure.data.pictures:open_published",
@@ -81,6 +89,7 @@ def open_dataset(
     shots: int | None = None,
     classes: str = "all",
     sampling: Sampling = "own",
+    damaged: str = "error",
 ) -> Dataset:
     """Open a split of a data set.
 
@@ -97,6 +106,7 @@ def open_dataset(
         sampling: How `shots` images are chosen: "own" as the data set does, or "coop", the
             published subsets of `protocols.few_shot`: from `train`, and from `val` at most 4 of a
             class, before classes are divided. Other splits stay whole under "coop".
+        damaged: "error", or "skip" for shards whose damaged samples are left out and counted.
 
     Raises:
         DataError: If name, split or part are unknown, or files are missing under `root`.
@@ -116,6 +126,10 @@ def open_dataset(
         options["root"] = root.expanduser()
     if reader.named:
         options["name"] = name
+    if reader.skips:
+        options["damaged"] = damaged
+    elif damaged != "error":
+        raise DataError(f"only shards (wds) can leave damaged samples out; {name} cannot.")
     opener: Callable[..., Dataset] = partial(_target(reader.opener), **options)
     if sampling == "own":
         opened = _open_part(reader, opener, split, part, seed=seed, shots=shots)

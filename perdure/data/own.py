@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -119,8 +119,12 @@ def own_templates(root: Path | None) -> tuple[str, ...]:
     return own.templates or (CAPTION_TEMPLATES if own.captioned else TEMPLATES)
 
 
-def decode(file: Path) -> Tensor:
+def decode(file: Path | BinaryIO, name: str | None = None) -> Tensor:
     """Decode a picture as its camera was held, (3, H, W), uint8, RGB; of several frames the first.
+
+    Args:
+        file: On disk, or already read.
+        name: What errors call it; the path by default.
 
     Raises:
         DataError: If the file is missing, damaged or of another format.
@@ -136,14 +140,14 @@ def decode(file: Path) -> Tensor:
     except Exception as error:  # pillow's decoders raise whatever they meet
         reason = str(error).strip() or type(error).__name__
         raise DataError(
-            f"cannot read the picture {file} ({reason[:200]}); allowed are whole "
+            f"cannot read the picture {name or file} ({reason[:200]}); allowed are whole "
             f"{', '.join(FORMATS)} files. Replace it, or take it out of the data."
         ) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
-def open_picture(file: Path) -> Iterator[Image.Image]:
+def open_picture(file: Path | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture; pillow refuses those of more than 179 million pixels, and is right."""
     with warnings.catch_warnings():
         # From half that size on it warns, with lines that say nothing about the file.

@@ -22,7 +22,7 @@ ROWS = [
     "surgery.low_rank",
     "towers inputs stored predictor zoo learner method teacher statistics distillation objective",
     "classifying",
-    "path_loss endpoints",
+    "path_loss repairing endpoints",
     "adapters peft_format compression",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "data.tables data.class_names data.folders data.layout data.own data.protocols",

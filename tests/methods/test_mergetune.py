@@ -16,10 +16,11 @@ from perdure.endpoints import Endpoints
 from perdure.errors import RecipeError, TaskError, WeightsError
 from perdure.learner import Learner
 from perdure.method import Context, parse_method
-from perdure.methods.mergetune import MergeTune, MergeTuneLearner, Settings
+from perdure.methods.mergetune import MergeTune, MergeTuneLearner
 from perdure.path_loss import grid, loss_at, path_loss
 from perdure.predictor import Predictor
 from perdure.recipe import OptimSpec
+from perdure.repairing import Settings
 from perdure.towers import checkpoint
 from perdure.weights import distance, lerp, run_at, trainable
 

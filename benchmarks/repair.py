@@ -62,7 +62,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """What is left out of the objective, and the overrides that do so"""
 ABLATED = ("ft", "flyp")
-"""Hosts, at their own rate on the shipped checkpoint, that get the variants too"""
+"""Hosts, at their own rate on the shipped checkpoint, that get the variants too, without lines"""
 
 
 def host_jobs(checkpoint: str, host: Host) -> list[Job]:
@@ -84,7 +84,7 @@ def repair_jobs(checkpoint: str, host: Host, variant: str = "") -> list[Job]:
             f"mergetune-{host.name}",
             (f"seed={seed}", f"model.init={folder / f'seed-{seed}'}", *settings),
             SUITE,
-            sweep=True,
+            sweep=not variant,
         )
         for seed in SEEDS
     ]  # fmt: skip
@@ -117,9 +117,10 @@ def repaired(checkpoint: str, host: Host, variant: str = "") -> Runs:
     return Runs(checkpoint, f"mergetune-{host.name}{variant}", host.rate)
 
 
-def row(label: str, runs: Runs, alpha: float = 1.0) -> list[str]:
-    """Return a table row of what was measured at one point of the lines."""
-    return [label, *(cell(runs.at_alpha(alpha, word)) for word in WORDS)]
+def row(label: str, runs: Runs, alpha: float | None = None) -> list[str]:
+    """Return a table row of runs as they are, or at one point of their lines."""
+    found = [runs.word(word) if alpha is None else runs.at_alpha(alpha, word) for word in WORDS]
+    return [label, *map(cell, found)]
 
 
 def change(first: Runs, second: Runs, word: str) -> str:

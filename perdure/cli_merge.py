@@ -137,9 +137,12 @@ def merge(
     emit(f"Wrote {out}\n{_told(made)}\nNext: perdure eval {out} --suite {_suite(made)}")
 
 
-def suite_of(data: str | None, root: object) -> str:
+def suite_of(data: str | None, root: object, classes: str = "all") -> str:
     """Return what follows `--suite` for a model that was trained on these data."""
-    return f"own --data {root}" if data == "own" else "emojishift"
+    from .data.suites import of_task
+
+    found = of_task(data or "emojishift", classes) or "emojishift"
+    return found if root is None else f"{found} --data {root}"
 
 
 def _told(made: Any) -> str:
@@ -168,7 +171,7 @@ def _told(made: Any) -> str:
 def _suite(made: Any) -> str:
     recipes = [one["recipe"] for one in made["inputs"] if "recipe" in one]
     data = recipes[0]["data"] if recipes else {}
-    return suite_of(data.get("name"), data.get("root"))
+    return suite_of(data.get("name"), data.get("root"), data.get("classes", "all"))
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:

@@ -97,7 +97,7 @@ def train(
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
     data = plans[0][1].data
-    emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root)}")
+    emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
 
 def _about(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .errors import RunError, SurgeryError, WeightsError
+from .errors import RunError, WeightsError
 from .files import whole_directory, write_json, write_text
 from .merges.evidence import Task, choose, measured, needs_images
 from .merges.importance import renew_statistics
@@ -29,12 +29,13 @@ from .merges.members import (
     other_classes,
     prepare,
     require_shared_base,
+    with_same_modules,
 )
 from .merges.rules import Merger, checked_shares
 from .predictor import Predictor
-from .run import Run, environment
+from .run import Run, environment, write_model
 from .runtime import Runtime
-from .subjects import Subject, find, sha256_of
+from .subjects import Subject, find, sha256_of, tuned_part
 from .weights import lerp
 
 Progress = Callable[[str, float], None]
@@ -46,7 +47,8 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
 
     Equals `zero_shot` at 0 and `tuned` at 1 exactly. Integer tensors come from the nearer end.
     Modules that were added to the tuned end are folded at full strength, whatever their own alpha:
-    here alpha is their strength.
+    here alpha is their strength. Those that cannot be folded, such as learned contexts, move in a
+    straight line from their start, where they change nothing or as little as they can.
 
     Args:
         zero_shot: The start of the fine-tuning.
@@ -54,6 +56,7 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
         alpha: Share of the tuned weights, in [0, 1].
 
     Raises:
+        SurgeryError: If added modules cannot be weakened.
         WeightsError: If `alpha` is out of range, or names, shapes or head classes differ. The
             released code keeps tensors that only one end has and takes those of another shape
             from the tuned end, which silently merges different models; here both are errors.
@@ -235,6 +238,7 @@ def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | 
             continue
         if head is not None and member.head is None:
             member = _with_head(member.copy(), head)
+        result, member = with_same_modules(result, member)
         if result.classes != member.classes:
             raise other_classes(result.classes, member.classes)
         blended = lerp(result.state_dict(), member.state_dict(), part / total if total else 0.0)
@@ -264,17 +268,16 @@ def _keep_one(subjects: Sequence[Subject], out: Path, options: Mapping[str, Any]
         raise RunError(f"zero-shot keeps one model, without options; found {len(subjects)}.")
     _require_new(out)
     kept = subjects[0].predictor()
-    return keep(kept, {"kind": "zero-shot", "inputs": [input_of(subjects[0], kept)]}, out)
+    kind = "checkpoint" if tuned_part(subjects[0].name) else "zero-shot"
+    return keep(kept, {"kind": kind, "inputs": [input_of(subjects[0], kept)]}, out)
 
 
 def _write(merged: Predictor, document: Mapping[str, Any], fresh: Path) -> None:
     """Write a run into a directory that is still being made."""
     status = {"state": "finished"}
     merged.save(fresh / "predictor")
-    try:
-        merged.export_open_clip(fresh / "model")
-    except SurgeryError as error:  # some methods leave modules that plain CLIP cannot hold
-        status["note"] = f"no model/: {error}"
+    if note := write_model(merged, fresh / "model"):
+        status["note"] = note
     write_text(fresh / "merge.yaml", yaml.safe_dump(dict(document), sort_keys=False))
     write_json(fresh / "env.json", environment(Runtime("cpu")))
     write_json(fresh / "status.json", status)

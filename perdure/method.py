@@ -60,6 +60,13 @@ class Context:
     """Builds the pristine pre-trained predictor, only if asked"""
     seed: int = 0
     """Of the run; equal on every process"""
+    whole: Callable[[], tuple[str, ...]] | None = None
+    """Gives the class names of the whole data set, of which `classes` may be a part; None where
+    they are all"""
+
+    def all_classes(self) -> tuple[str, ...]:
+        """Return the class names of the whole data set, also of classes that are not trained on."""
+        return self.classes if self.whole is None else self.whole()
 
 
 class Method(Protocol):
@@ -102,7 +109,18 @@ METHODS: dict[str, Entry] = {
     "radapter": Entry(
         "perdure.methods.radapter:RAdapter", "foldable adapters: dropped, averaged, re-scaled"
     ),
+    "coop": Entry("perdure.methods.coop:Coop", "learned contexts of class names, towers frozen"),
+    "kgcoop": Entry(
+        "perdure.methods.kgcoop:KgCoop", "coop + pull to the features of hand-written prompts"
+    ),
     "lora": Entry("perdure.methods.lora:Lora", "low-rank updates of both towers, contrastive loss"),
+    "mma": Entry(
+        "perdure.methods.mma:Mma", "adapters beside the upper blocks, joined across towers"
+    ),
+    "promptkd": Entry(
+        "perdure.methods.promptkd:PromptKd",
+        "visual prompts and a projector, distilled from a stronger model without labels",
+    ),
     "mergetune": Entry(
         "perdure.methods.mergetune:MergeTune", "repairs a tuned model of any method: `host`"
     ),

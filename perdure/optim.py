@@ -47,6 +47,11 @@ def make(learner: Learner, spec: OptimSpec, total_steps: int) -> tuple[Optimizer
     warmup = spec.warmup_length(total_steps)
     if spec.schedule == "constant":
         return optimizer, warmup_constant(warmup)
+    if spec.schedule == "cosine-epochs":
+        assert spec.epochs is not None
+        steps = max(1, total_steps // spec.epochs)
+        least = spec.warmup_lr / spec.lr
+        return optimizer, epoch_cosine(spec.epochs, steps, spec.warmup_epochs, least)
     return optimizer, warmup_cosine(total_steps, warmup)
 
 
@@ -121,6 +126,30 @@ def warmup_cosine(total: int, warmup: int) -> Schedule:
         if done < warmup:
             return (done + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup)))
+
+    return factor
+
+
+def epoch_cosine(epochs: int, steps: int, warmup: int, least: float) -> Schedule:
+    """Return a constant factor for the first epochs, then a cosine with one value per epoch.
+
+    With epoch e from 0: `least` for e < K, else (1 + cos(pi (e - K) / E)) / 2, which does not reach
+    0 in the last epoch.
+
+    Args:
+        epochs: E.
+        steps: Optimiser steps of an epoch.
+        warmup: K, in epochs.
+        least: Factor in the warm-up.
+
+    Source: the schedule of the Dassl toolbox, on which CoOp, KgCoOp, MMA and PromptKD are built.
+    """
+
+    def factor(step: int) -> float:
+        epoch = (step - 1) // steps
+        if epoch < warmup:
+            return least
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / epochs))
 
     return factor
 

@@ -37,7 +37,8 @@ class ModelSpec(_Table):
     weights: str | None = None
     """open_clip tag, such as "openai", or a file of weights"""
     init: Path | None = None
-    """Run directory to start from instead, as in LP-FT; "{seed}" in it becomes the seed"""
+    """Tuned model to start from instead, as in LP-FT: a run, or a checkpoint that another program
+    made of the model above; "{seed}" in it becomes the seed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,9 @@ class DataSpec(_Table):
     for validation take at most 4 images per class"""
     templates: tuple[str, ...] | str | None = None
     """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
-    augment: Literal["none", "flip-shift", "crop", "crop-flip"] = "none"
-    """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror"""
+    augment: Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"] = "none"
+    """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror; crop to .08
+    to 1 and mirror"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,13 @@ class OptimSpec(_Table):
     """Share of the run in which the rate rises"""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps in which the rate rises, instead of a share"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """How the rate goes on after the warm-up: along half a cosine to 0, or as it is"""
+    schedule: Literal["cosine", "constant", "cosine-epochs"] = "cosine"
+    """How the rate goes on after the warm-up: along half a cosine to 0, or as it is.
+    "cosine-epochs" changes it between epochs only, as published recipes of prompt learners do"""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """First epochs of "cosine-epochs" that are run at `warmup_lr`"""
+    warmup_lr: Positive = 1e-5
+    """Constant rate in the warm-up of "cosine-epochs" schedules"""
     clip_norm: Positive | None = None
     """Largest norm of the (unscaled) gradient; None, as published by TRACER, does not clip"""
 
@@ -100,6 +107,15 @@ class OptimSpec(_Table):
             raise ValueError("give either epochs or steps")
         if self.warmup and self.warmup_steps is not None:
             raise ValueError("give warmup (a share) or warmup_steps, not both")
+        if self.schedule == "cosine-epochs":
+            if self.epochs is None:
+                raise ValueError("schedule is 'cosine-epochs', which needs epochs and not steps")
+            if self.warmup or self.warmup_steps:
+                raise ValueError("schedule is 'cosine-epochs', whose warm-up is warmup_epochs")
+        elif self.warmup_epochs:
+            raise ValueError(
+                "warmup_epochs belongs to the schedule 'cosine-epochs'; use warmup or warmup_steps"
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the run in optimiser steps."""

@@ -37,7 +37,8 @@ class Record:
 
     path: Path
     method: str
-    """Registry name; `zero-shot` for an untouched model, `soup` for a mean of runs, `ft + ties` for
+    """Registry name; `zero-shot` for an untouched model, `checkpoint` for what another program
+    made of one, `soup` for a mean of runs, `ft + ties` for
     other merges"""
     alpha: float | None
     """Share of the tuned weights where weights were interpolated"""
@@ -141,7 +142,7 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
             "inputs": sorted(key_of(inner) for _, _, _, inner in inputs),
         }
         method = kind
-        if methods and kind not in ("soup", "zero-shot"):
+        if methods and kind not in ("soup", "zero-shot", "checkpoint"):
             method = methods[-1] if kind == "wise-ft" else f"{methods[-1]} + {kind}"
         alpha = document.get("alpha") if kind == "wise-ft" else None
         return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
@@ -151,7 +152,9 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
             flat.pop(key, None)
         seed = document.get("seed")
         return str(document["method"]["name"]), None, seed, flat
-    return "zero-shot", None, None, _flatten(document)
+    named = str(document.get("model"))  # as the documents of untouched models have it
+    foreign = "@" in named and not named.startswith("hf-hub:")
+    return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
 
 
 def _origin(entry: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from . import optim, towers, zoo
 from .data.datasets import Dataset, open_dataset, templates_for
 from .data.loading import Loader
 from .errors import DataError, DivergedError
+from .foreign import is_foreign, read_tuned
 from .learner import Learner
 from .loop import Tick as Tick
 from .loop import steps as steps
@@ -26,6 +27,7 @@ from .prediction import predict
 from .predictor import Predictor
 from .recipe import DataSpec, ModelSpec, Recipe
 from .run import Run
+from .rundir import is_run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
 from .states import Cursor
@@ -118,7 +120,8 @@ class Work:
         torch.manual_seed(recipe.seed)  # methods may draw first weights
         dataset = _open(data, data.split, recipe.seed)
         templates = find_templates(data)
-        student = load_student(recipe.model, recipe.seed)
+        classes = () if dataset.captioned else dataset.classes
+        student = load_student(recipe.model, recipe.seed, classes)
         loader = Loader(
             dataset,
             student.preprocess,
@@ -136,10 +139,11 @@ class Work:
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
             total,
-            () if dataset.captioned else dataset.classes,
+            classes,
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
             recipe.seed,
+            lambda: _all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
         if recipe.run.checkpointing:
@@ -178,20 +182,27 @@ class Work:
         return accuracies
 
 
-def load_student(model: ModelSpec, seed: int) -> Predictor:
+def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Predictor:
     """Return the predictor that training starts from, with the modules that were added to it.
 
     Methods that train a plain CLIP fold these; those that continue what was added do not.
 
+    Args:
+        model: What it is.
+        seed: Takes the place of "{seed}".
+        classes: Of the task, for checkpoints in which something belongs to each class.
+
     Raises:
-        RunError: If `model.init` is neither a finished run nor a directory of added modules.
+        RunError: If `model.init` is neither a finished run nor anything else that can be read.
         WeightsError: If the model is unknown or its weights do not fit.
     """
     if model.init is None:
         return zoo.load(model.name, model.weights)
-    path = str(model.init.expanduser()).replace("{seed}", str(seed))
-    if is_kept_apart(Path(path)):
+    path = Path(str(model.init.expanduser()).replace("{seed}", str(seed)))
+    if is_kept_apart(path):
         return find(path).unfolded()
+    if not is_run(path) and is_foreign(path):
+        return read_tuned(path, zoo.load(model.name, model.weights), classes)
     return Run(path).predictor()
 
 
@@ -314,6 +325,12 @@ def _validation(data: DataSpec, split: str, seed: int) -> Dataset:
     if data.sampling == "coop":
         return _open(data, split, seed)
     return _open(replace(data, shots=None), split, 0)
+
+
+def _all_classes(data: DataSpec, seed: int) -> tuple[str, ...]:
+    """Return the class names of the whole data set, of which a recipe may take a part."""
+    whole = _open(replace(data, classes="all"), data.split, seed)
+    return () if whole.captioned else whole.classes
 
 
 def _ignore(message: str) -> None:

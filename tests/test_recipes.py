@@ -27,11 +27,14 @@ PUBLISHED = [
     *(f"wilds/iwildcam-{name}" for name in KINDS),
     *(f"imagenet/radapter{kind}" for kind in ("", "-released", "-16-shot", "-16-shot-released")),
     *("base-to-novel/radapter", "base-to-novel/radapter-released"),
+    *("base-to-novel/coop", "base-to-novel/kgcoop"),
+    *("base-to-novel/mma", "base-to-novel/promptkd"),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
     *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,
+    "oxford_pets": 2_944,
 }  # fmt: skip
 NUMBER_OF_CLASSES = {"imagenet": 1000, "oxford_pets": 19}
 """Those trained on where a recipe takes a few images of each."""
@@ -70,9 +73,14 @@ def learner_of(name, recipe, total):
 
 
 def without_drop(method):
-    """Return a method, and its host, without dropping: few steps may all leave out an adapter."""
+    """Return a method, and its host, without dropping: few steps may all leave out an adapter.
+
+    A teacher that is a run of its own becomes the bundled model.
+    """
     if hasattr(method, "host"):
         method = dataclasses.replace(method, host=without_drop(method.host))
+    if isinstance(getattr(method, "teacher", None), str) and method.name == "promptkd":
+        method = dataclasses.replace(method, teacher="perdure-tiny")
     return dataclasses.replace(method, drop=0.0) if getattr(method, "drop", 0) else method
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
+from .damaged import Damaged, read_split
 from .prompts import SETS
 from .protocols import few_shot, halves
 
@@ -168,7 +169,8 @@ def open_dataset(
 
     Args:
         name: One of `DATASETS`.
-        split: As the data set calls it.
+        split: As the data set calls it; with "@fog-3" behind it, its images damaged by that
+            corruption at that severity.
         root: Directory of the files; None for embedded data.
         seed: Of whatever the data set draws: few-shot subsets, rendered training images.
         shots: Images per class; None for all.
@@ -183,6 +185,7 @@ def open_dataset(
         DataError: If name, split or part are unknown, or files are missing under `root`.
     """
     reader = _reader(name)
+    split, damage = read_split(split)
     part, divided, half = classes.partition("/")
     options: dict[str, Any] = {}
     if reader.embedded:
@@ -199,7 +202,8 @@ def open_dataset(
         opened = _open_part(reader, opener, split, part, seed=seed, shots=shots)
     else:
         opened = _open_sampled(reader, opener, split, part, seed=seed, shots=shots)
-    return _half(opened, half) if divided else opened
+    opened = _half(opened, half) if divided else opened
+    return opened if damage is None else Damaged(opened, *damage, seed=seed)
 
 
 def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:

@@ -24,12 +24,13 @@ from ..inputs import Preprocess, Tokenizer, fill, refuse_cut
 from .datasets import Dataset
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
-Augment = Literal["none", "flip-shift", "crop", "crop-flip"]
+Augment = Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"]
 """Nothing; mirror and shift by up to 2 pixels; crop of .9 to 1 of the area, resized (FLYP, CaRot);
-that and mirror (TRACER)."""
+that and mirror (TRACER); crop of .08 to 1 and mirror (CoOp and its descendants)."""
 
 _SHIFT = 2
 _CROP_AREA = (0.9, 1.0)
+_WIDE_CROP_AREA = (0.08, 1.0)
 _CROP_ASPECT = (3 / 4, 4 / 3)
 
 
@@ -241,11 +242,17 @@ def _flip_shift(image: Tensor, size: int, mode: str, rng: np.random.Generator) -
     return _mirror(fit(image, size, mode), rng).roll((int(down), int(right)), dims=(1, 2))
 
 
-def _crop(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
+def _crop(
+    image: Tensor,
+    size: int,
+    mode: str,
+    rng: np.random.Generator,
+    share: tuple[float, float] = _CROP_AREA,
+) -> Tensor:
     """As torchvision's RandomResizedCrop: ten tries for a box of random area and aspect."""
     height, width = image.shape[1:]
     for _ in range(10):
-        area = height * width * rng.uniform(*_CROP_AREA)
+        area = height * width * rng.uniform(*share)
         aspect = math.exp(rng.uniform(*np.log(_CROP_ASPECT)))
         rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < rows <= height and 0 < columns <= width:
@@ -258,6 +265,10 @@ def _crop(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tens
 
 def _crop_flip(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
     return _mirror(_crop(image, size, mode, rng), rng)
+
+
+def _wide_crop_flip(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
+    return _mirror(_crop(image, size, mode, rng, _WIDE_CROP_AREA), rng)
 
 
 def _mirror(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -274,5 +285,6 @@ AUGMENTS: dict[str, Callable[[Tensor, int, str, np.random.Generator], Tensor]] =
     "flip-shift": _flip_shift,
     "crop": _crop,
     "crop-flip": _crop_flip,
+    "wide-crop-flip": _wide_crop_flip,
 }
 """From an image, the model's size and interpolation, and random numbers, to the image to use."""

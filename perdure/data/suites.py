@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError, nearest
+from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
 from .layout import SHIFTED, Own, find_own, fingerprint
 from .splits import Role as Role
@@ -86,6 +87,12 @@ SUITES: dict[str, Suite] = {
             templates="emojishift",
         ),
         Suite(
+            name=DAMAGED,
+            summary=f"images damaged in 15 ways and 5 degrees: name a suite, as in {DAMAGED}-own",
+            splits=(),  # those of the suite
+            templates="emojishift",
+        ),
+        Suite(
             name="own",
             summary="your pictures at --data: test (or val), and every ood_NAME beside it",
             splits=(),  # those that are found
@@ -106,8 +113,15 @@ def suite(name: str, root: Path | None = None) -> Suite:
     Raises:
         DataError: If there is none (names the nearest), or own data are missing or malformed.
     """
+    if name.startswith(f"{DAMAGED}-"):
+        return damaged_suite(suite(name.removeprefix(f"{DAMAGED}-"), root))
     if name.startswith(f"{B2N}-"):
         return _halves_of(name.removeprefix(f"{B2N}-"), root)
+    if name == DAMAGED:
+        raise DataError(
+            f"suite {DAMAGED} needs the name of the suite whose images are damaged, as in "
+            f"{DAMAGED}-own or {DAMAGED}-emojishift."
+        )
     if name == B2N:
         raise DataError(
             f"suite {B2N} needs the name of the data set whose classes are halved, as in "
@@ -119,6 +133,23 @@ def suite(name: str, root: Path | None = None) -> Suite:
             f"there is no suite {name!r}. Known: {known}. {nearest(name, SUITES)}".rstrip()
         )
     return _own(SUITES[name], root) if name == "own" else SUITES[name]
+
+
+def of_task(dataset: str, classes: str = "all") -> str | None:
+    """Return the suite that scores a task on images that nothing is chosen on; None without one.
+
+    Args:
+        dataset: Trained on.
+        classes: Part of it.
+    """
+    if dataset == "own" and classes == "all":
+        return "own"
+    for entry in SUITES.values():
+        for split in entry.splits:
+            trained = (split.dataset, split.classes) == (dataset, classes)
+            if trained and split.role in ("id", "base") and split.split != "val":
+                return entry.name
+    return f"{B2N}-{dataset}" if classes == "base" and dataset in DATASETS else None
 
 
 def _own(empty: Suite, root: Path | None) -> Suite:

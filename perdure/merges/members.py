@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Member:
     def classes(self) -> tuple[str, ...]:
         """Return the classes of its head; empty without one."""
         return tuple(read_json(self.directory / "predictor.json")["classes"])
+
+    def modules(self) -> list[Any]:
+        """Return the records of added modules that could not be folded."""
+        return list(read_json(self.directory / "predictor.json").get("surgeries", ()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,7 @@ def prepare(
         members.append(_prepared(subject, head, 1.0 if tuned else None, work / str(position)))
         if progress is not None:
             progress(1.0 / len(subjects))
+    members = _completed(members, work)
     with opened([member.directory / "predictor.safetensors" for member in members]) as files:
         shapes = files[0].shapes()
         for member, other in zip(members[1:], files[1:], strict=True):
@@ -109,6 +114,43 @@ def prepare(
                 raise other_classes(members[0].classes(), member.classes())
             require_same(shapes, other.shapes())
     return members
+
+
+def with_same_modules(left: Predictor, right: Predictor) -> tuple[Predictor, Predictor]:
+    """Give one of two predictors what the other has and cannot fold, at strength 0.
+
+    Raises:
+        WeightsError: If both have such modules, and not the same.
+    """
+    if left.surgeries == right.surgeries:
+        return left, right
+    if not left.surgeries:
+        return _beside(left, right), right
+    if not right.surgeries:
+        return left, _beside(right, left)
+    raise WeightsError(
+        "the members have different added modules, which have no mean: "
+        f"{left.surgeries} and {right.surgeries}. Merge runs of one method with the same settings."
+    )
+
+
+def _beside(plain: Predictor, other: Predictor) -> Predictor:
+    """Return `plain` with the modules of `other` at strength 0."""
+    start, own = other.fold(0.0), plain.copy()
+    start.head, start.classes, start.templates = own.head, own.classes, own.templates
+    start.source = own.source
+    weights, theirs = start.state_dict(), own.state_dict()
+    own_names = theirs.keys() - weights.keys()
+    wrong = sorted(
+        own_names | {n for n in theirs if n in weights and theirs[n].shape != weights[n].shape}
+    )
+    if wrong:
+        raise WeightsError(
+            f"{plain.source.name} and {other.source.name} are not one architecture, first "
+            f"difference: {wrong[0]}. Merge models that were fine-tuned from the same start."
+        )
+    start.load_state_dict({**weights, **theirs})
+    return start
 
 
 def fill(
@@ -222,6 +264,22 @@ def _prepared(subject: Subject, head: Head | None, alpha: float | None, place: P
         predictor.set_head(*head)
     predictor.save(place)
     return Member(subject.name, place, entry)
+
+
+def _completed(members: Sequence[Member], work: Path) -> list[Member]:
+    """Give members the modules of another that cannot be folded, at strength 0."""
+    modules = [member.modules() for member in members]
+    first = next((member for member, found in zip(members, modules, strict=True) if found), None)
+    if first is None or all(found == first.modules() for found in modules):
+        return list(members)
+    other, result = Predictor.load(first.directory), []
+    for position, member in enumerate(members):
+        if member.modules() != first.modules():
+            grown, _ = with_same_modules(Predictor.load(member.directory), other)
+            grown.save(work / f"{position}-with-modules")
+            member = replace(member, directory=work / f"{position}-with-modules")
+        result.append(member)
+    return result
 
 
 def _recorded_head(subject: Subject) -> Head | None:

@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "ft": ({}, {"train": "head", "head_decay": 1e-3}),
     "flyp": ({}, {"smoothing": 0.1}, {"contrastive": "mpm_nce", "margin": 0.05}),
     "tracer": ({}, {"teacher": "ema", "class_weight": 1, "orthogonality_weight": 0.1}),
+    "promptkd": ({"teacher": "perdure-tiny", "depth": 2, "kd_weight": 10},),
     "radapter": (
         {"rank_text": 2},
         {"drop": 0.5, "drop_mode": "sample", "teacher": {"teacher": "static"}},

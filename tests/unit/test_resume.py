@@ -47,6 +47,10 @@ def shortened(name: str, place: Path, *changes: str) -> Recipe:
     start = () if first is None else (f"model.init={place / first.name}",)
     if first is not None and not (place / first.name).exists():
         train(shortened(f"emojishift/{first.name}", place), place / first.name)
+    if load_recipe(name).method.name == "promptkd":  # its teacher is a run of its own
+        if not (place / "lp").exists():
+            train(shortened("emojishift/lp", place), place / "lp")
+        start = (*start, f"method.teacher={place / 'lp'}")
     return load_recipe(name, (*shorter, *start, *changes))
 
 

@@ -113,3 +113,12 @@ def test_halves_of_any_data_set_are_a_suite():
         suites.suite("base-to-novel-owm")
     with pytest.raises(DataError, match="emojishift-b2n"):
         suites.suite("base-to-novel-emojishift")
+
+
+def test_a_task_has_a_suite_that_nothing_is_chosen_on():
+    assert suites.of_task("emojishift") == "emojishift"
+    assert suites.of_task("emojishift", "base") == "emojishift-b2n"
+    assert suites.of_task("emojishift", "base-2") == "emojishift-b2n-2"
+    assert suites.of_task("own") == "own"
+    assert suites.of_task("own", "base") == "base-to-novel-own"
+    assert suites.of_task("own", "novel") is None

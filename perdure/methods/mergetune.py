@@ -210,10 +210,11 @@ class MergeTuneLearner(Learner):
         self.host.after_step(step)
 
     def decays_to(self) -> Mapping[str, Tensor]:
-        """Return the zero-shot weights, unless decay is to pull to zero."""
+        """Return the anchor's weights, unless decay is to pull to zero."""
         if self.settings.decay_towards == "zero":
             return {}
-        return {f"host.{name}": value for name, value in self.zeroshot.values().items()}
+        end = self.tuned if self.settings.anchor_at == "tuned" else self.zeroshot
+        return {f"host.{name}": value for name, value in end.values().items()}
 
     def export(self) -> Predictor:
         """Return what the host would deliver."""

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_merge, cli_show, cli_study, cli_tools, cli_work, processes
+from . import cli_merge, cli_paths, cli_show, cli_study, cli_tools, cli_work, processes
 from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
@@ -137,6 +137,8 @@ app.command(
         "perdure eval runs/tracer --suite emojishift --sweep",
         "perdure eval perdure-tiny --suite emojishift --json",
         "perdure eval perdure-tiny --suite emojishift --out runs/zero-shot",
+        "perdure eval perdure-tiny runs/flyp --ensemble mean --shares 1,3",
+        "perdure eval perdure-tiny runs/flyp --ensemble vrf",
     ),
 )(cli_work.evaluate)
 app.command(
@@ -150,6 +152,13 @@ app.command(
         "perdure merge fisher runs/a runs/b --examples 128 --out runs/fisher",
     )
 )(cli_merge.merge)
+app.command(
+    epilog=_examples(
+        "perdure path perdure-tiny runs/flyp",
+        "perdure path perdure-tiny runs/repaired runs/flyp --suite emojishift --out path.png",
+        "perdure path runs/a runs/b --points 21 --limit 200 --json",
+    )
+)(cli_paths.path)
 app.command(
     epilog=_examples(
         "perdure report runs/*",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_ensembles import about_ensemble, plan_ensemble, score_ensemble
 from .cli_merge import suite_of
 from .cli_tools import dry_run
 from .console import (
@@ -134,6 +135,20 @@ def evaluate(
         Path | None,
         typer.Option("--out", metavar="RUN", help="Keep a model's scores in a new run directory."),
     ] = None,
+    ensemble: Annotated[
+        str | None,
+        typer.Option(
+            "--ensemble", metavar="mean|vrf", help="Score all together, mixing their outputs."
+        ),
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option("--shares", metavar="1,1", help="Weight of each model (ensemble mean)."),
+    ] = None,
+    neighbours: Annotated[
+        int | None,
+        typer.Option("--neighbours", metavar="K", help="Nearest failure, 1 (ensemble vrf)."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -141,7 +156,9 @@ def evaluate(
     """Score runs or models on a suite.
 
     A run keeps its scores in RUN/scores. A directory of runs stands for its runs. JSON is one
-    object for one subject, a list for more.
+    object for one subject, a list for more. An ensemble mixes probabilities: `mean` the same for
+    all images, `vrf` (zero-shot, then tuned) by each image's distance to training images on which
+    zero-shot fails.
     """
     from .data.suites import suite as find_suite
 
@@ -154,6 +171,15 @@ def evaluate(
         raise typer.BadParameter(
             "it goes with neither --temperature nor --out.", param_hint="--sweep"
         )
+    if ensemble is not None:
+        if sweep or temperature or out is not None:
+            raise typer.BadParameter(
+                "it goes with neither --sweep nor --temperature nor --out.",
+                param_hint="--ensemble",
+            )
+        plan = plan_ensemble(ensemble, shares, neighbours)
+    elif shares is not None or neighbours is not None:
+        raise typer.BadParameter("it needs --ensemble.", param_hint="--shares, --neighbours")
     from .merging import merge as keep
     from .prediction import How
     from .runtime import Runtime
@@ -164,6 +190,12 @@ def evaluate(
     how = How(root=data, limit=limit, runtime=runtime)
     documents = []
     try:
+        if ensemble is not None:
+            scores = score_ensemble(found, chosen, plan, how)
+            if runtime.is_main and not json:
+                emit(f"{scores.conditions['subject']} on {suite}\n{_score_table(scores)}")
+                emit(about_ensemble(scores))
+            documents, found = [scores.to_dict()], []
         if out is not None:
             if runtime.is_main:
                 keep("zero-shot", found, out)

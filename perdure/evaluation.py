@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import __version__, metrics
 from .data.datasets import templates_for
-from .data.suites import Suite
+from .data.suites import Split, Suite
 from .data.suites import suite as find_suite
 from .files import whole_file, write_json
 from .prediction import (
@@ -24,6 +24,7 @@ from .prediction import (
     Moves,
     Outputs,
     Progress,
+    Unit,
     gather,
     open_suite,
     open_validation,
@@ -199,24 +200,11 @@ def evaluate_points(
     outcomes: dict[float, dict[str, Outcomes]] = {position: {} for position in moves}
     for split, unit in units:
         for position, outputs in gather(predictor, moves, unit, how).items():
-            splits[position][split.name] = {
-                "role": split.role,
-                "task": split.task,
-                "metric": "accuracy",
-                "classes_sha256": _hash(unit.dataset.classes),
-                "classifier": "head" if set(unit.names) <= set(predictor.classes) else "text",
-                **measure(outputs, fitted.get(position)),
-            }
-            confidence = metrics.softmax(outputs.logits).max(axis=1)
-            outcomes[position][split.name] = Outcomes(
-                outputs.labels, outputs.logits.argmax(axis=1), confidence.astype(np.float32)
+            classifier = "head" if set(unit.names) <= set(predictor.classes) else "text"
+            splits[position][split.name], outcomes[position][split.name] = entry_of(
+                split, unit, classifier, outputs, fitted.get(position)
             )
-    common = {
-        "perdure": __version__,
-        "definition": suite.definition,
-        "templates_sha256": _hash(templates_for(suite.templates, how.root)),
-        "transform": asdict(predictor.preprocess),
-    }
+    common = common_conditions(predictor, suite, how)
     return {
         position: Scores(
             suite.name,
@@ -225,6 +213,44 @@ def evaluate_points(
             outcomes[position],
         )
         for position in moves
+    }
+
+
+def entry_of(
+    split: Split,
+    unit: Unit,
+    classifier: str,
+    outputs: Outputs,
+    temperature: float | None = None,
+) -> tuple[dict[str, Any], Outcomes]:
+    """Return what a score file says of one split, and what is kept of every image.
+
+    Args:
+        split: What was scored.
+        unit: Its images and classes.
+        classifier: What scored: "head", "text" or "ensemble".
+        outputs: Whole arrays.
+        temperature: As in `measure`.
+    """
+    entry = {
+        "role": split.role,
+        "task": split.task,
+        "metric": "accuracy",
+        "classes_sha256": _hash(unit.dataset.classes),
+        "classifier": classifier,
+        **measure(outputs, temperature),
+    }
+    confidence = metrics.softmax(outputs.logits).max(axis=1).astype(np.float32)
+    return entry, Outcomes(outputs.labels, outputs.logits.argmax(axis=1), confidence)
+
+
+def common_conditions(predictor: Predictor, suite: Suite, how: How) -> dict[str, Any]:
+    """Return what scores depend on besides their subject: version, suite, prompts, pixels."""
+    return {
+        "perdure": __version__,
+        "definition": suite.definition,
+        "templates_sha256": _hash(templates_for(suite.templates, how.root)),
+        "transform": asdict(predictor.preprocess),
     }
 
 

@@ -36,7 +36,7 @@ from .predictor import Predictor
 from .run import Run, environment, write_model
 from .runtime import Runtime
 from .subjects import Subject, find, sha256_of, tuned_part
-from .weights import lerp
+from .weights import lerp, require_same
 
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of it that was done since the last call."""
@@ -87,6 +87,35 @@ def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) ->
     """
     parts = checked_shares(shares, len(members))
     return _average(map(_plain, members), parts, _shared_head(members))
+
+
+def aligned(models: Sequence[Predictor], *, weights: bool = True) -> list[Predictor]:
+    """Return copies of several models between which one can move in a straight line.
+
+    Added modules are folded at their own alpha. A model without a head gets that of its own class
+    features where another has one.
+
+    Args:
+        models: Of one architecture.
+        weights: Whether all weights move: then names and shapes must be equal, and a model without
+            the learned contexts of another gets them at their start. Else classifiers alone move,
+            and every model keeps its own prompts.
+
+    Raises:
+        WeightsError: If names, shapes, head classes or added modules do not fit.
+    """
+    plain = [_plain(model) for model in models]
+    head = _shared_head(plain)
+    copies = [_with_head(model.copy(), head) for model in plain]
+    like = next((copy for copy in copies if copy.surgeries), None)
+    if weights and like is not None:
+        copies = [with_same_modules(copy, like)[0] for copy in copies]
+    for copy in copies[1:]:
+        if copy.classes != copies[0].classes:
+            raise other_classes(copies[0].classes, copy.classes)
+        if weights:
+            require_same(copies[0].state_dict(), copy.state_dict())
+    return copies
 
 
 def merge(

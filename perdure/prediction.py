@@ -174,7 +174,7 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
         for position, move in moves.items():
             move()
-            parts[position].append(_select(scorers[position](images).float(), unit.columns))
+            parts[position].append(select_columns(scorers[position](images).float(), unit.columns))
             if how.progress is not None:
                 how.progress(len(images))
     return {
@@ -189,8 +189,8 @@ def stay() -> None:
     """Leave the weights where they are."""
 
 
-def _select(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:
-    """Give every class the largest logit of its columns."""
+def select_columns(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:
+    """Give every class the largest logit of its columns, (B, C) to (B, number of classes)."""
     if columns is None:
         return logits
     return torch.stack([logits[:, list(own)].amax(dim=1) for own in columns], dim=1)

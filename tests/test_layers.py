@@ -43,12 +43,14 @@ ROWS = [
     "loop training evaluation",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
+    "path ensembles",
     "alpha alpha.rules alpha.weights alpha.report alpha.hidden alpha.layers alpha.dynamic",
     "alpha.select",
     "grids video",
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
-    "console demo cli_merge cli_show cli_tools cli_work cli_study cli __main__",
+    "console demo cli_ensembles cli_merge cli_paths",
+    "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

@@ -23,6 +23,7 @@ from perdure.merging import merge
 from perdure.predictor import Predictor
 from perdure.recipe import DataSpec
 from perdure.subjects import find
+from perdure.surgery.slots import Slots
 from perdure.weights import Weights
 from perdure.zoo import random_clip
 
@@ -150,6 +151,47 @@ def test_dropping_depends_on_the_seed_alone(runs: Runs, tmp_path: Path, majority
     assert (~near[0]).any()
     whole = merged("dare", runs[:2], tmp_path / "d", density=1.0, scale=0.25)
     assert all(close(whole[n], base[n] + 0.25 * (one[n] - base[n])) for n in base)
+
+
+def with_contexts(seed: int) -> Predictor:
+    """Return the base model with contexts that were trained."""
+    model = random_clip(0)
+    model.attach(Slots(count=2))
+    drawn = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.added().values():
+            value.add_(torch.randn(value.shape, generator=drawn))
+    return model
+
+
+def test_learned_contexts_are_merged_from_their_own_start(tmp_path: Path) -> None:
+    base = base_model(tmp_path)
+    runs = [save(tmp_path / f"coop-{seed}", with_contexts(seed), seed) for seed in (1, 2)]
+    (name,) = with_contexts(1).added()
+    start = with_contexts(1).fold(0.0).state_dict()[name]
+    ends = [weights_of(run)[name] for run in runs]
+    vectors = [end - start for end in ends]
+    assert all(float(vector.abs().max()) > 0.1 for vector in vectors)
+    ties = merged("ties", [base, *runs], tmp_path / "ties", density=0.3)
+    assert close(ties[name], start + mixing.ties(vectors, (1.0, 1.0), 0.3))
+    whole = {"density": 0.3, "scope": "whole_model"}
+    assert close(merged("ties", [base, *runs], tmp_path / "whole", **whole)[name], ties[name])
+    half = merged("wise-ft", [base, runs[0]], tmp_path / "half", alpha=0.5)
+    assert close(half[name], (start + ends[0]) / 2)
+    soup = merged("soup", runs, tmp_path / "soup")
+    assert close(soup[name], (ends[0] + ends[1]) / 2)
+    dare = merged("dare", [base, runs[0]], tmp_path / "dare", density=0.5)
+    change = dare[name] - start
+    stayed = torch.isclose(change, 2 * vectors[0], atol=1e-5)
+    assert (stayed | (change == 0)).all()
+    assert 0 < int(stayed.sum()) < stayed.numel()
+    untouched = random_clip(0).state_dict()
+    for found in (ties, half, soup, dare):
+        assert all(close(found[key], value) for key, value in untouched.items() if key in found)
+    # A model of its own again: it is loaded with its contexts and scores.
+    again = find(str(tmp_path / "ties")).predictor()
+    assert len(again.surgeries) == 1
+    assert torch.isfinite(again.classifier(NAMES, TEMPLATES)).all()
 
 
 def test_the_arc_is_taken_tensor_by_tensor(runs: Runs, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def launch(processes: int, *command: str, cwd: Path) -> subprocess.CompletedProc
     root = Path(__file__).parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*start, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [*start, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )
 
 
@@ -155,7 +155,8 @@ def test_gradients_terms_and_weights_are_those_of_one_process(
     assert any(name.startswith(f"gradient {short} ") for name in one)
     for name, value in one.items():
         size = max(1.0, float(np.abs(value).max()))
-        assert np.abs(value - two[name]).max() <= 1e-5 * size, name
+        # Sums in another order; after a batch of one image 1.1e-5 was seen on some processors.
+        assert np.abs(value - two[name]).max() <= 2e-5 * size, name
 
 
 @pytest.mark.xdist_group("outputs")

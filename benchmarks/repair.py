@@ -209,7 +209,7 @@ def page(hosts: Mapping[str, Sequence[Host]] = HOSTS) -> str:
     parts = [
         "# MERGETUNE after robust fine-tuning, on EmojiShift",
         "Written by `python -m benchmarks.repair` (resumable); not edited by hand. Method: "
-        "`mergetune` (arXiv 2601.10497). Every host is trained as in "
+        "[methods/mergetune.md](methods/mergetune.md). Every host is trained as in "
         "[results.md](results.md), then continued for half as many steps at a fifth of its rate "
         "from the middle between zero-shot and tuned weights: relative anchor 1, path weight 1, "
         "one random point per step, no weight decay. These settings come from the benchmark's "

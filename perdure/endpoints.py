@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .classifying import ClassifierLearner
 from .errors import TaskError, WeightsError
 from .learner import Learner
 from .method import Context
@@ -86,6 +87,20 @@ def endpoints(learner: Learner, tuned: Predictor, context: Context) -> Endpoints
         {name: one.clone() for name, one in statistics(each).items()} for each in (student, tuned)
     )
     return Endpoints(zeroshot, end, (first, second))
+
+
+@torch.no_grad()
+def zeroshot_rows(learner: ClassifierLearner, context: Context) -> Tensor:
+    """Return the class rows of the pre-trained model, (C, D), that a host should stay near.
+
+    Unit features of the task's own prompts, where the host's scores are cosines; the rows it starts
+    with, a zero-shot head, where they are not. As in hosts that learn prompts, "_" is a space.
+    """
+    if not learner.cosine:
+        return learner.rows().clone()
+    names = [name.replace("_", " ") for name in context.classes]
+    clip = context.zeroshot().eval()
+    return clip.class_features(clip.prompts(names, context.templates))
 
 
 @torch.no_grad()

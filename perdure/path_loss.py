@@ -6,7 +6,7 @@ next point begins, and only the sum of the gradients is kept until the optimiser
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -190,18 +190,3 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
         if isinstance(part, nn.modules.batchnorm._NormBase)
         for key, buffer in part.named_buffers(recurse=False)
     }
-
-
-def in_groups(names: Sequence[str]) -> list[list[str]]:
-    """Part the weights of a linear head from those of the towers; no group is empty."""
-    head = [name for name in names if name.startswith("student.head.")]
-    return [part for part in ([name for name in names if name not in set(head)], head) if part]
-
-
-def squared(a: Weights, b: Weights, importance: Mapping[str, Tensor] | None) -> Tensor:
-    """Return the squared distance, shape (), each scalar times its importance where given."""
-    parts = []
-    for name, tensor in a.items():
-        gap = (tensor - b[name]).square()
-        parts.append((gap if importance is None else gap * importance[name]).sum())
-    return torch.stack(parts).sum()

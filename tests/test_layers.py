@@ -25,7 +25,7 @@ ROWS = [
     "towers inputs surgery.slots stored heads predictor zoo learner method teacher statistics",
     "distillation objective",
     "classifying",
-    "path_loss endpoints",
+    "path_loss repairing endpoints",
     "adapters peft_format compression foreign",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",

@@ -29,6 +29,8 @@ PUBLISHED = [
     *("base-to-novel/radapter", "base-to-novel/radapter-released"),
     *("base-to-novel/coop", "base-to-novel/kgcoop"),
     *("base-to-novel/mma", "base-to-novel/promptkd"),
+    *(f"base-to-novel/mergetune-{host}" for host in ("coop", "kgcoop", "mma")),
+    *(f"base-to-novel/mergetune-{host}-released" for host in ("coop", "kgcoop", "mma", "promptkd")),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
     *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
 ]

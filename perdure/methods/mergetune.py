@@ -4,42 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..batch import Batch, Step
+from ..classifying import ClassifierLearner
 from ..collective import average
-from ..endpoints import Endpoints, endpoints, set_to
+from ..endpoints import Endpoints, endpoints, set_to, zeroshot_rows
 from ..errors import TaskError
-from ..learner import Learner
+from ..learner import Learner, evaluating
 from ..method import Context, Count, Inner, NonNegative, Share
-from ..path_loss import Grid, grid, in_groups, loss_at, path_loss, squared
+from ..path_loss import Grid, grid, loss_at, path_loss
 from ..predictor import Predictor
-from ..weights import Snapshot, trainable
-
-Anchor = Literal["l2", "cosine", "fisher"]
-Reduction = Literal["sum", "mean", "relative"]
-
-
-class Settings(NamedTuple):
-    """What is optimised, after presets and defaults have filled in what was left open."""
-
-    anchor_weight: float = 8.0
-    path_weight: float = 0.5
-    start: float = 0.3
-    points: int = 5
-    grid: Grid = "midpoints"
-    anchor: Anchor = "l2"
-    reduction: Reduction = "relative"
-    decay_towards: Literal["anchor", "zero"] = "anchor"
-
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "parameters": {"anchor_weight": 1.0, "anchor": "l2", "reduction": "relative"},
-}
-"""What differs from `Settings` by space; the paper gives no values for full weights"""
+from ..repairing import Preset, Reduction, Settings, Space, distance, filled_in, row_gaps
+from ..weights import Snapshot, run_at, trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +30,14 @@ class MergeTune:
     the host's loss L2, the zero-shot model w1 and the tuned model w2, which the recipe names under
     `model: init`. Only what the host trains moves, and the result is a model of the host's kind.
 
-    Options that are left null take the paper's values where it has any.
+    w is what the host trains (space `parameters`), or the class rows that come of it (`classifier`;
+    then L2 on the path is the host's loss without its own anchors, and image features are those of
+    the model as it trains). What is left null is taken from the preset, or by space: in
+    `classifier`, where scores are cosines, the values of the paper's ablations (8, 0.5, 0.3, 5) and
+    a cosine; for full weights and linear heads, for which it has none, an anchor that is relative.
 
-    Source: MERGETUNE, arXiv 2601.10497.
+    Source: MERGETUNE, arXiv 2601.10497; the presets are what its public code (commit 6e211bc)
+    optimises, which differs by host and from the paper.
     """
 
     name: ClassVar[str] = "mergetune"
@@ -60,8 +45,16 @@ class MergeTune:
 
     host: Inner
     """The method that made the tuned model: a table of its name and options"""
+    preset: Preset | None = None
+    """`released-prompt`: all on class rows, start 1, cosine anchor of 8, path 1 at 0.1, 0.3, ...;
+    `released-mma`: no anchor, and a path of 10 to the zero-shot rows; `released-promptkd`: path in
+    mixed image features, anchor of 100 at the tuned model. Keys beside it still count"""
+    space: Space | None = None
+    """What the path and the anchor are made of: class rows or trained weights; null for the rows
+    where the host has some that train"""
     anchor_weight: NonNegative | None = None
-    """Of the distance to the zero-shot model, the paper's lambda; null for 1"""
+    """Of the distance to the zero-shot model, the paper's lambda; null for 8, and for 1 where that
+    is relative. With a cosine it is the code's W"""
     path_weight: NonNegative | None = None
     """Of the mean loss between the tuned model and this one, the paper's beta; null for 0.5"""
     start: Share | None = None
@@ -72,13 +65,14 @@ class MergeTune:
     grid: Grid | None = None
     """Where they are: the middles of equal parts, a random place in each of them, or 0.1 and on in
     steps of 1 / points as in the authors' code; null for the middles"""
-    anchor: Literal["l2", "fisher"] | None = None
-    """The distance: squared, or squared and weighted with the zero-shot model's diagonal Fisher
-    information on the training data; null for squared"""
+    anchor: Literal["l2", "cosine", "fisher"] | None = None
+    """The distance: squared; of rows also 1 - cosine, which is half the squared distance of unit
+    rows; of weights also squared and weighted with the zero-shot model's diagonal Fisher
+    information on the training data. Null for the cosine where scores are cosines, else squared"""
     reduction: Reduction | None = None
-    """Of the squared distance: summed over scalars, their mean, or relative to that of the tuned
-    model, head and towers apart, half each; null for relative, for which weights of models of all
-    sizes mean the same"""
+    """Of the distance: summed, the mean over scalars or rows, or relative to that of the tuned
+    model, head and towers apart, half each; null for the mean over rows that make cosines, else
+    relative, by which one weight means the same for models of all sizes"""
     fisher_steps: Count = 10
     """First steps on whose batches the Fisher information is estimated, the square of the gradient
     of the host's loss at the zero-shot weights; until then the estimate so far is used"""
@@ -91,7 +85,7 @@ class MergeTune:
         """Build the host on the zero-shot model and start it between that and the tuned `student`.
 
         Raises:
-            TaskError: If the task, or the tuned model's head, does not fit the host.
+            TaskError: If the task, the tuned model's head, or an option does not fit the host.
             WeightsError: If the tuned model is not one that the host could have made, or is the
                 zero-shot model itself.
         """
@@ -99,17 +93,23 @@ class MergeTune:
             raise TaskError("method.host is mergetune itself; name the method that it repairs.")
         host = self.host.build(context.zeroshot(), context)
         ends = endpoints(host, student, context)
-        settings = self.settings()
+        settings = filled_in(self, host)
+        parts = (self, settings, ends, context.seed)
+        learner: MergeTuneLearner
+        if settings.space == "parameters":
+            learner = MergeTuneLearner(host, *parts)
+        elif settings.space == "features":
+            learner = FeatureLearner(host, *parts)
+        else:
+            assert isinstance(host, ClassifierLearner)
+            zero = zeroshot_rows(host, context)
+            set_to(host, ends, 1.0)
+            with torch.no_grad():
+                tuned = host.rows().clone()
+            learner = RowLearner(host, *parts, zero, tuned)
         set_to(host, ends, settings.start)
         host.restart()
-        return MergeTuneLearner(host, self, settings, ends, context.seed)
-
-    def settings(self) -> Settings:
-        """Return the options with defaults filled in."""
-        given = {key: getattr(self, key) for key in Settings._fields}
-        return Settings(
-            **DEFAULTS["parameters"] | {k: v for k, v in given.items() if v is not None}
-        )
+        return learner
 
 
 class MergeTuneLearner(Learner):
@@ -145,40 +145,23 @@ class MergeTuneLearner(Learner):
 
     def forward(self, batch: Batch, step: int) -> Step:
         """Compute the loss terms of optimiser step `step`."""
-        settings = self.settings
-        more: dict[str, Tensor] = {}
-        stats: dict[str, Tensor] = {}
-        live = trainable(self.host)
-        if settings.path_weight:  # first, so that no other graph is in memory meanwhile
-            at = grid(settings.grid, settings.points, self.seed, step)
-            mean, losses = path_loss(self.host, batch, step, self.tuned.values(), live, at)
-            more["path"] = settings.path_weight * mean
-            if self.method.log_points:
-                stats = {f"path_{number}": loss for number, loss in enumerate(losses, 1)}
-        if settings.anchor_weight:
-            distance = self.distance(live, self.importance(batch, step))
-            more["anchor"] = settings.anchor_weight * distance
-            stats["anchor_distance"] = distance.detach()
-        terms, found = self.host(batch, step)
-        return Step(joined(terms, more), {**found, **stats})
+        live, path = trainable(self.host), None
+        if self.settings.path_weight:  # first, so that no other graph is in memory meanwhile
+            path = path_loss(self.host, batch, step, self.tuned.values(), live, self.places(step))
+        anchor = self.anchor(live, batch, step) if self.settings.anchor_weight else None
+        return self.joined(self.host(batch, step), path, anchor)
 
-    def distance(
-        self, live: Mapping[str, Tensor], importance: Mapping[str, Tensor] | None
-    ) -> Tensor:
-        """Return how far weights are from the zero-shot model, shape ()."""
-        models = (live, self.zeroshot.values(), self.tuned.values())
-        relative = self.settings.reduction == "relative"
-        parts = []
-        for names in in_groups(list(live)) if relative else [list(live)]:
-            now, zero, end = ({name: one[name] for name in names} for one in models)
-            gap = squared(now, zero, importance)
-            if self.settings.reduction == "mean":
-                gap = gap / sum(value.numel() for value in now.values())
-            if relative:
-                whole = squared(end, zero, importance)
-                gap = torch.where(whole > 0, gap / whole, 0.0)  # a group that never moved
-            parts.append(gap)
-        return torch.stack(parts).mean()
+    def places(self, step: int) -> list[float]:
+        """Return where on the path optimiser step `step` looks."""
+        return grid(self.settings.grid, self.settings.points, self.seed, step)
+
+    def anchor(self, live: Mapping[str, Tensor], batch: Batch, step: int) -> Tensor:
+        """Return how far weights are from the anchor, shape ()."""
+        ends = (self.zeroshot.values(), self.tuned.values())
+        to_tuned = self.settings.anchor_at == "tuned"
+        first, last = reversed(ends) if to_tuned else ends
+        importance = self.importance(batch, step)
+        return distance(live, first, last, self.settings.reduction, importance)
 
     def importance(self, batch: Batch, step: int) -> dict[str, Tensor] | None:
         """Return the Fisher information so far, with this batch in the first steps, or None."""
@@ -197,6 +180,28 @@ class MergeTuneLearner(Learner):
         }
         return self._new_fisher
 
+    def joined(
+        self, found: Step, path: tuple[Tensor, Tensor] | None, anchor: Tensor | None
+    ) -> Step:
+        """Return a host's step with the terms of this method, which get names of their own.
+
+        Args:
+            found: The host's.
+            path: Mean loss, (), and loss of every place, (N,).
+            anchor: Distance, ().
+        """
+        more, stats = {}, dict(found.stats)
+        if path is not None:
+            more["path"] = self.settings.path_weight * path[0]
+            if self.method.log_points:
+                places = enumerate(path[1].detach(), 1)
+                stats |= {f"path_{number}": loss for number, loss in places}
+        if anchor is not None:
+            more["anchor"] = self.settings.anchor_weight * anchor
+            stats["anchor_distance"] = anchor.detach()
+        own = {f"host_{key}" if key in more else key: one for key, one in found.terms.items()}
+        return Step(own | more, stats)
+
     def after_step(self, step: int) -> None:
         """Keep the Fisher information and let the host update its averages."""
         if self.fisher is not None and self._new_fisher is not None:
@@ -205,17 +210,121 @@ class MergeTuneLearner(Learner):
         self.host.after_step(step)
 
     def decays_to(self) -> Mapping[str, Tensor]:
-        """Return the zero-shot weights, unless decay is to pull to zero."""
+        """Return the anchor's weights, unless decay is to pull to zero."""
         if self.settings.decay_towards == "zero":
             return {}
-        return {f"host.{name}": value for name, value in self.zeroshot.values().items()}
+        end = self.tuned if self.settings.anchor_at == "tuned" else self.zeroshot
+        return {f"host.{name}": value for name, value in end.values().items()}
 
     def export(self) -> Predictor:
         """Return what the host would deliver."""
         return self.host.export()
 
 
-def joined(terms: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the host's terms and those of this method, which must have other names."""
-    same = terms.keys() & more.keys()
-    return {**{f"host_{key}" if key in same else key: one for key, one in terms.items()}, **more}
+class RowLearner(MergeTuneLearner):
+    """The same in the space of class rows: images are embedded once, all places are one product.
+
+    Args:
+        host: Its class rows train.
+        method: The hyper-parameters.
+        settings: Those with defaults filled in.
+        ends: The zero-shot and the tuned weights, between which the run starts.
+        seed: Of the run, on which random places depend.
+        zeroshot_rows: (C, D), of the zero-shot model; unit rows where scores are cosines.
+        tuned_rows: (C, D), raw, of the tuned model.
+    """
+
+    host: ClassifierLearner
+    zeroshot_rows: Tensor
+    tuned_rows: Tensor
+
+    def __init__(
+        self,
+        host: ClassifierLearner,
+        method: MergeTune,
+        settings: Settings,
+        ends: Endpoints,
+        seed: int,
+        zeroshot_rows: Tensor,
+        tuned_rows: Tensor,
+    ) -> None:
+        super().__init__(host, method, settings, ends, seed)
+        self.register_buffer("zeroshot_rows", zeroshot_rows)
+        self.register_buffer("tuned_rows", tuned_rows)
+
+    def forward(self, batch: Batch, step: int) -> Step:
+        """Compute the loss terms of optimiser step `step`."""
+        settings, host = self.settings, self.host
+        features, rows, targets = host.embed(batch), host.rows(), host.targets(batch)
+        path = anchor = None
+        if settings.path_weight:
+            first, last = self.tuned_rows, rows
+            if settings.path_to == "zero-shot":
+                first, last = rows, self.zeroshot_rows
+            at = rows.new_tensor(self.places(step))[:, None, None]
+            losses = host.task_loss(features, first + at * (last - first), targets)
+            path = losses.mean(), losses
+        if settings.anchor_weight:
+            anchor = self.row_anchor(rows)
+        return self.joined(host.scored(features, rows, targets), path, anchor)
+
+    def row_anchor(self, rows: Tensor) -> Tensor:
+        """Return how far class rows are from those of the zero-shot model, shape ()."""
+        settings, zero = self.settings, self.zeroshot_rows
+        kind = (settings.anchor, self.host.cosine, settings.unsquared)
+        gaps = row_gaps(rows, zero, *kind)
+        if settings.reduction == "sum":
+            return gaps.sum()
+        if settings.reduction == "mean":
+            return gaps.mean()
+        return gaps.sum() / row_gaps(self.tuned_rows, zero, *kind).sum()
+
+
+class FeatureLearner(MergeTuneLearner):
+    """The released objective for students: its path mixes image features of two models.
+
+    Those of the tuned model come from it in evaluation mode, without gradient. Mixtures are not
+    brought to unit length, as in the public code.
+    """
+
+    host: ClassifierLearner
+
+    def __init__(
+        self, host: Learner, method: MergeTune, settings: Settings, ends: Endpoints, seed: int
+    ) -> None:
+        super().__init__(host, method, settings, ends, seed)
+        known = {key: one for key, one in ends.statistics[1].items() if one.is_floating_point()}
+        self.statistics = Snapshot({f"student.{key}": one for key, one in known.items()})
+
+    def forward(self, batch: Batch, step: int) -> Step:
+        """Compute the loss terms of optimiser step `step`."""
+        host, live, path = self.host, trainable(self.host), None
+        features, rows, targets = host.embed(batch), host.rows(), host.targets(batch)
+        if self.settings.path_weight:
+            before = self.before(batch)
+            mixed = (torch.lerp(before, features, place) for place in self.places(step))
+            losses = torch.stack([host.task_loss(each, rows, targets) for each in mixed])
+            path = losses.mean(), losses
+        anchor = self.anchor(live, batch, step) if self.settings.anchor_weight else None
+        return self.joined(host.scored(features, rows, targets), path, anchor)
+
+    @torch.no_grad()
+    def before(self, batch: Batch) -> Tensor:
+        """Return the unit image features of the tuned model, (B, D)."""
+        values = self.tuned.values() | self.statistics.values()
+        with evaluating(self.host):
+            features: Tensor = run_at(
+                _Embedding(self.host), {f"host.{key}": one for key, one in values.items()}, batch
+            )
+        return features
+
+
+class _Embedding(nn.Module):
+    """The image features of a learner, as something that weights can be replaced in."""
+
+    def __init__(self, host: ClassifierLearner) -> None:
+        super().__init__()
+        self.host = host
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.host.embed(batch)

@@ -33,26 +33,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shortened(name: str, place: Path, *changes: str) -> Recipe:
     """Return a recipe as it is shipped, but on a tiny model and over six steps."""
+    recipe = load_recipe(name)
+    by_epochs = recipe.optim.schedule == "cosine-epochs"  # of two steps each, for 40 images
     shorter = (
         f"model.name={place / 'clip'}",
         "data.shots=1",
         "optim.batch_size=32",  # of 80 images, so that a step is in the next epoch
-        "optim.epochs=null",
-        f"optim.steps={STEPS}",
+        f"optim.epochs={STEPS // 2 if by_epochs else 'null'}",
+        f"optim.steps={'null' if by_epochs else STEPS}",
         "run.save_every=2",
         "run.log_every=1",
         "run.device=cpu",
     )
-    if load_recipe(name).optim.schedule == "cosine-epochs":  # which is counted in epochs
-        shorter = (*shorter, "optim.schedule=cosine", "optim.warmup_epochs=0", "optim.warmup=0")
-    first = load_recipe(name).model.init
+    first = recipe.model.init
     start = () if first is None else (f"model.init={place / first.name}",)
     if first is not None and not (place / first.name).exists():
         train(shortened(f"emojishift/{first.name}", place), place / first.name)
-    if load_recipe(name).method.name == "promptkd":  # its teacher is a run of its own
+    method = getattr(recipe.method, "host", recipe.method)
+    if method.name == "promptkd":  # its teacher is a run of its own
         if not (place / "lp").exists():
             train(shortened("emojishift/lp", place), place / "lp")
-        start = (*start, f"method.teacher={place / 'lp'}")
+        key = "method.teacher" if method is recipe.method else "method.host.teacher"
+        start = (*start, f"{key}={place / 'lp'}")
     return load_recipe(name, (*shorter, *start, *changes))
 
 

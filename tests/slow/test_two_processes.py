@@ -311,7 +311,8 @@ def test_what_both_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
     done = perdure(2, tmp_path, "train", "emojishift/tracr", "--out", "run")
     assert done.returncode != 0
     assert done.stderr.count("Error: there is no recipe 'emojishift/tracr'") == 1
-    assert done.stderr.count("exitcode  : 2 ") == 2  # torchrun's report
+    # torchrun's report; on a busy machine it ends the other process before that has failed too.
+    assert done.stderr.count("exitcode  : 2 ") in (1, 2)
     assert "did you mean 'emojishift/tracer'" in done.stderr.splitlines()[-2]
     assert "perdure/cli.py" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -136,9 +136,10 @@ def scored(report: Any, run: Path, out: Path) -> tuple[float, float]:
     return words["id"], words["ood"]
 
 
-def rules(rate: float) -> dict[str, dict[str, dict[str, Any]]]:
+def rules(rate: float, workers: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Apply every rule to five seeds."""
-    carry_out_all(more_jobs(rate), 2)
+    first = test_jobs("seed-0", NAME, rate, read_choices(), sweep=True)
+    carry_out_all([*first, *more_jobs(rate)], workers)
     file = FIGURES / "alpha_rules.json"
     done: dict[str, Any] = read_json(file) if file.is_file() else {}
     seeds = (*SEEDS, *MORE)
@@ -157,11 +158,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--page-only", action="store_true", help="write the page from what is done")
     parser.add_argument("--part", choices=PARTS, help="measure this part alone")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
     asked = parser.parse_args()
     rate = read_choices()[NAME].rate
     for part in () if asked.page_only else (asked.part,) if asked.part else PARTS:
         if part == "rules":
-            rules(rate)
+            rules(rate, asked.workers)
         else:
             ablation(part)
     if asked.part:

@@ -5,14 +5,15 @@
 The budget is the list below: every candidate trains once, on the shipped checkpoint with seed 0,
 and is scored along its WiSE-FT line on `val` and `val_shift`. The best is the one with the highest
 `val_shift` accuracy at equal `val` accuracy, averaged over the targets; a candidate that does not
-reach a target loses to all that do. No test set is looked at.
+reach a target loses to all that do. No test set is looked at. What the figures hold already is not
+run again.
 """
 
 import argparse
 from itertools import pairwise
 from pathlib import Path
 
-from perdure.files import write_json
+from perdure.files import read_json, write_json
 from perdure.records import read
 
 from .experiments import CHOICE, ROOT, Job, carry_out_all
@@ -37,6 +38,28 @@ CANDIDATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tracer, mpm, margin 0.1, 6e-4": ("tracer", (*WIDE, "optim.lr=6e-4")),
     "tracer, mpm, feature x 4, 1.2e-3": (
         "tracer", (*MPM, "method.feature_weight=15.6", "optim.lr=1.2e-3"),
+    ),
+    "tracer, mpm, feature x 4, 2.4e-3": (
+        "tracer", (*MPM, "method.feature_weight=15.6", "optim.lr=2.4e-3"),
+    ),
+    "tracer, mpm, feature x 8, 1.2e-3": (
+        "tracer", (*MPM, "method.feature_weight=31.2", "optim.lr=1.2e-3"),
+    ),
+    "tracer, mpm, feature x 16, 2.4e-3": (
+        "tracer", (*MPM, "method.feature_weight=62.5", "optim.lr=2.4e-3"),
+    ),
+    "tracer, mpm, strength x 2, 1.2e-3": (
+        "tracer", (*MPM, "method.strength=1.8", "optim.lr=1.2e-3"),
+    ),
+    "tracer, mpm, teacher served, 1.2e-3": (
+        "tracer", (*MPM, "method.serve=teacher", "optim.lr=1.2e-3"),
+    ),
+    "lora, mpm, two terms, feature x 4, 1.2e-2": (
+        "lora-mpm",
+        (
+            "method.teacher={interactive_weight: 0, cross_weight: 0, feature_weight: 15.6}",
+            "optim.lr=1.2e-2",
+        ),
     ),
     "lora, mpm, two terms, 6e-3": ("lora-mpm", (TWO, "optim.lr=6e-3")),
     "lora, mpm, four terms, 6e-3": ("lora-mpm", (FOUR, "optim.lr=6e-3")),
@@ -79,18 +102,24 @@ def read_off(points: list[tuple[float, float]], target: float) -> float | None:
     return found
 
 
+def measured(name: str) -> dict[str, object]:
+    """Return what the figures keep of a candidate that was carried out."""
+    points = line(name)
+    values = [read_off(points, target) for target in TARGETS]
+    known = [value for value in values if value is not None]
+    mean = sum(known) / len(values) if len(known) == len(values) else None
+    return {"mean": mean, "at": values, "end": points[-1]}
+
+
 def main() -> None:
     """Carry out what is missing, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    carry_out_all([job(name) for name in CANDIDATES], parser.parse_args().workers)
-    found = {}
-    for name in CANDIDATES:
-        points = line(name)
-        values = [read_off(points, target) for target in TARGETS]
-        known = [value for value in values if value is not None]
-        mean = sum(known) / len(values) if len(known) == len(values) else None
-        found[name] = {"mean": mean, "at": values, "end": points[-1]}
+    workers = parser.parse_args().workers
+    before = read_json(FIGURE)["candidates"] if FIGURE.is_file() else {}
+    missing = [name for name in CANDIDATES if name not in before]
+    carry_out_all([job(name) for name in missing], workers)
+    found = {name: before[name] if name in before else measured(name) for name in CANDIDATES}
     write_json(FIGURE, {"targets": TARGETS, "candidates": found})
     for name, entry in sorted(found.items(), key=lambda item: -(item[1]["mean"] or 0)):
         cells = " ".join("  n/a" if v is None else f"{100 * v:5.1f}" for v in entry["at"])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import zoo
 from .errors import SurgeryError, WeightsError
@@ -95,7 +95,7 @@ def require_base(base: Predictor, record: Mapping[str, str], where: Path) -> Non
 
 def hash_of_base(predictor: Predictor) -> str:
     """Return the hash of a model's tensors without what was added, and without a head."""
-    added = predictor.added()
+    added = predictor.added_state()
     return hash_of_weights(
         {
             name: value
@@ -127,7 +127,8 @@ def write_adapters(
     if predictor.head is not None:
         raise WeightsError(
             "this model has a linear head besides its added modules, which such a checkpoint does "
-            "not hold; export the whole model with --to open_clip."
+            "not hold; export the whole model with --to open_clip, or, where that refuses it too, "
+            "keep the run's predictor/."
         )
     record = {
         "format": FORMAT,
@@ -135,7 +136,7 @@ def write_adapters(
         "surgeries": [to_record(surgery) for surgery in predictor.surgeries],
         "method": dict(method) if method else None,
     }
-    tensors = {name: value.detach() for name, value in predictor.added().items()}
+    tensors = predictor.added_state()
     tensors = {name: value.contiguous() for name, value in _without_zeros(tensors).items()}
     with whole_directory(path) as fresh:
         save_file(tensors, fresh / _TENSORS)
@@ -172,15 +173,13 @@ def read_adapters(path: Path, base: Predictor | None = None) -> Predictor:
         raise WeightsError(
             f"{path} cannot be read ({error}); the directory is damaged or was changed by hand."
         ) from error
-    fill(base.added(), tensors, path)
+    fill(base.added_state(), tensors, path)
     return base.eval()
 
 
 @torch.no_grad()
-def fill(
-    added: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], where: Path | str
-) -> None:
-    """Copy stored values into added parameters; missing ranks of a pair are zero.
+def fill(added: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: Path | str) -> None:
+    """Copy stored values into live tensors that were added; missing ranks of a pair are zero.
 
     Raises:
         WeightsError: If names or shapes do not fit.

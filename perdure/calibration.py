@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import __version__, metrics
-from .data.suites import SUITES, Suite
+from .data.suites import SUITES, Suite, of_task
 from .data.suites import suite as find_suite
 from .errors import DataError, RunError
 from .files import read_json, write_json
@@ -77,7 +77,7 @@ def calibrate(
         WeightsError: If a logit is not finite.
     """
     how = how or How()
-    if isinstance(suite, str) and suite != OWN:
+    if isinstance(suite, str) and not suite.endswith(OWN):
         suite = find_suite(suite, how.root)
     subject = find(run)
     if subject.run is None:
@@ -129,7 +129,7 @@ def _task(
         return suite, root
     data = trained_on(subject)
     name = suite or (DEFAULT if data is None else _suite_of(data))
-    if name == OWN and data is not None and data.name == OWN:
+    if name.endswith(OWN) and data is not None and data.name == OWN:
         root = root or _place(data, subject)
     return find_suite(name, root), root
 
@@ -150,13 +150,8 @@ def _place(data: DataSpec, subject: Subject) -> Path | None:
 
 def _suite_of(data: DataSpec) -> str:
     """Return the suite that scores the classes a run was trained on, and not their `val` split."""
-    if data.name == OWN:
-        return OWN
-    for entry in SUITES.values():
-        for split in entry.splits:
-            trained = (split.dataset, split.classes) == (data.name, data.classes)
-            if trained and split.role in ("id", "base") and split.split != "val":
-                return entry.name
+    if (found := of_task(data.name, data.classes)) is not None:
+        return found
     raise DataError(
         f"no suite scores data {data.name!r} with classes {data.classes!r}, so the task has to be "
         f"named: add --suite NAME, one of {', '.join(SUITES)}."

@@ -1,12 +1,13 @@
-"""The base of learners whose scores are image features times class rows: prompts, adapters, heads.
+"""The base of learners that score image features against class rows: prompts, adapters, heads.
 
-Images are embedded once per step and class rows once per step, so that a loss at several settings of
-the rows, as along a path between two models, costs one matrix product and no further pass.
+Images are embedded once per step and class rows once per step, so that a loss at several settings
+of the rows, as along a path between two models, costs one matrix product and no further pass.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -24,6 +25,11 @@ class ClassifierLearner(Learner):
     are raw: they are normalised in `logits`, so that mixtures of two sets of rows are those of the
     towers' own outputs.
     """
+
+    cosine: ClassVar[bool] = True
+    """Whether scores are cosines, so that the length of a row means nothing"""
+    term: ClassVar[str] = "task"
+    """Name of the loss"""
 
     def embed(self, batch: Batch) -> Tensor:
         """Return unit image features of the batch of all processes, (B, D)."""
@@ -64,8 +70,10 @@ class ClassifierLearner(Learner):
         """Return further weighted terms of the method itself, shape () each, from its rows."""
         return {}
 
+    def scored(self, features: Tensor, rows: Tensor, targets: Tensor) -> Step:
+        """Compute all terms from what `embed`, `rows` and `targets` have returned."""
+        return Step({self.term: self.task_loss(features, rows, targets)} | self.anchors(rows), {})
+
     def forward(self, batch: Batch, step: int) -> Step:
         """Compute the loss terms of optimiser step `step`."""
-        rows = self.rows()
-        loss = self.task_loss(self.embed(batch), rows, self.targets(batch))
-        return Step({"task": loss} | self.anchors(rows), {})
+        return self.scored(self.embed(batch), self.rows(), self.targets(batch))

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_show, cli_study, cli_tools, cli_work, processes
+from . import cli_data, cli_merge, cli_paths, cli_show, cli_study, cli_tools, cli_work, processes
 from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
@@ -137,6 +137,8 @@ app.command(
         "perdure eval runs/tracer --suite emojishift --sweep",
         "perdure eval perdure-tiny --suite emojishift --json",
         "perdure eval perdure-tiny --suite emojishift --out runs/zero-shot",
+        "perdure eval perdure-tiny runs/flyp --ensemble mean --shares 1,3",
+        "perdure eval perdure-tiny runs/flyp --ensemble vrf",
     ),
 )(cli_work.evaluate)
 app.command(
@@ -144,8 +146,19 @@ app.command(
         "perdure merge wise-ft perdure-tiny runs/flyp --alpha 0.5 --out runs/flyp-half",
         "perdure merge soup runs/flyp/seed-0 runs/flyp/seed-1 --out runs/soup",
         "perdure merge soup runs/a runs/b --shares 1,3 --out runs/mostly-b",
+        "perdure merge soup runs/a runs/b runs/c --greedy --out runs/best",
+        "perdure merge ties perdure-tiny runs/a runs/b --density 0.3 --out runs/ties",
+        "perdure merge dare perdure-tiny runs/a runs/b --majority total --seed 1 --out runs/dare",
+        "perdure merge fisher runs/a runs/b --examples 128 --out runs/fisher",
     )
-)(cli_work.merge)
+)(cli_merge.merge)
+app.command(
+    epilog=_examples(
+        "perdure path perdure-tiny runs/flyp",
+        "perdure path perdure-tiny runs/repaired runs/flyp --suite emojishift --out path.png",
+        "perdure path runs/a runs/b --points 21 --limit 200 --json",
+    )
+)(cli_paths.path)
 app.command(
     epilog=_examples(
         "perdure report runs/*",
@@ -202,3 +215,22 @@ app.command(
         "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
     )
 )(cli_study.profile)
+app.add_typer(
+    cli_data.app,
+    name="data",
+    epilog=_examples("perdure data check ~/data", "perdure data sheet ~/data --out sheet.png"),
+)
+cli_data.app.command(
+    epilog=_examples(
+        "perdure data check ~/data",
+        "perdure data check ~/data --suite imagenet-shift --decode --duplicates",
+        "perdure data check pictures/ --model ViT-B-32/openai --json",
+    )
+)(cli_data.check)
+cli_data.app.command(epilog=_examples("perdure data stats ~/data --set iwildcam --json"))(
+    cli_data.stats
+)
+cli_data.app.command(epilog=_examples("perdure data sheet ~/data --out sheet.png"))(cli_data.sheet)
+cli_data.app.command(
+    epilog=_examples("perdure data compact imagenet.csv --out imagenet-compact.csv")
+)(cli_data.compact)

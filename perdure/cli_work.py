@@ -1,4 +1,4 @@
-"""The verbs that compute: train, eval, merge."""
+"""The verbs that compute: train and eval."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_ensembles import about_ensemble, plan_ensemble, score_ensemble
+from .cli_merge import suite_of
 from .cli_tools import dry_run
 from .console import (
     Device,
@@ -22,7 +24,6 @@ from .console import (
     percent,
     say,
 )
-from .errors import nearest
 from .processes import is_main
 
 if TYPE_CHECKING:
@@ -97,12 +98,7 @@ def train(
     for run in runs:
         emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
     data = plans[0][1].data
-    emit(f"Next: perdure eval {out} --suite {_suite_of(data.name, data.root)}")
-
-
-def _suite_of(data: str | None, root: object) -> str:
-    """Return what follows `--suite` for a model that was trained on these data."""
-    return f"own --data {root}" if data == "own" else "emojishift"
+    emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -139,6 +135,20 @@ def evaluate(
         Path | None,
         typer.Option("--out", metavar="RUN", help="Keep a model's scores in a new run directory."),
     ] = None,
+    ensemble: Annotated[
+        str | None,
+        typer.Option(
+            "--ensemble", metavar="mean|vrf", help="Score all together, mixing their outputs."
+        ),
+    ] = None,
+    shares: Annotated[
+        str | None,
+        typer.Option("--shares", metavar="1,1", help="Weight of each model (ensemble mean)."),
+    ] = None,
+    neighbours: Annotated[
+        int | None,
+        typer.Option("--neighbours", metavar="K", help="Nearest failure, 1 (ensemble vrf)."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -146,7 +156,9 @@ def evaluate(
     """Score runs or models on a suite.
 
     A run keeps its scores in RUN/scores. A directory of runs stands for its runs. JSON is one
-    object for one subject, a list for more.
+    object for one subject, a list for more. An ensemble mixes probabilities: `mean` the same for
+    all images, `vrf` (zero-shot, then tuned) by each image's distance to training images on which
+    zero-shot fails.
     """
     from .data.suites import suite as find_suite
 
@@ -159,6 +171,15 @@ def evaluate(
         raise typer.BadParameter(
             "it goes with neither --temperature nor --out.", param_hint="--sweep"
         )
+    if ensemble is not None:
+        if sweep or temperature or out is not None:
+            raise typer.BadParameter(
+                "it goes with neither --sweep nor --temperature nor --out.",
+                param_hint="--ensemble",
+            )
+        plan = plan_ensemble(ensemble, shares, neighbours)
+    elif shares is not None or neighbours is not None:
+        raise typer.BadParameter("it needs --ensemble.", param_hint="--shares, --neighbours")
     from .merging import merge as keep
     from .prediction import How
     from .runtime import Runtime
@@ -169,6 +190,12 @@ def evaluate(
     how = How(root=data, limit=limit, runtime=runtime)
     documents = []
     try:
+        if ensemble is not None:
+            scores = score_ensemble(found, chosen, plan, how)
+            if runtime.is_main and not json:
+                emit(f"{scores.conditions['subject']} on {suite}\n{_score_table(scores)}")
+                emit(about_ensemble(scores))
+            documents, found = [scores.to_dict()], []
         if out is not None:
             if runtime.is_main:
                 keep("zero-shot", found, out)
@@ -221,8 +248,6 @@ def _score(
 
 def _score_table(scores: Scores) -> str:
     """One line per split, then the means over roles."""
-    from .records import summary
-
     scaled = scores.conditions["temperature"] is not None
     header = ["split", "role", "images", "accuracy", "95 % interval", "macro-F1", "ECE", "NLL"]
     rows = []
@@ -232,8 +257,16 @@ def _score_table(scores: Scores) -> str:
         row += [f"{percent(low)}-{percent(high)}", percent(entry["macro_f1"])]
         row += [percent(entry["ece"]), f"{entry['nll']:.3f}"]
         rows.append(row + ([percent(entry["ece_scaled"])] if scaled else []))
-    words = ", ".join(f"{word} {percent(value)}" for word, value in summary(scores.splits).items())
+    words = ", ".join(_word(name, **entry) for name, entry in scores.summary().items())
     return columns([*header, *(["ECE scaled"] if scaled else [])], rows, left=2) + f"\n{words}"
+
+
+def _word(name: str, value: float, interval: Sequence[float] | None = None) -> str:
+    """Name and value of a mean over splits, with its interval if it has one."""
+    if interval is None:
+        return f"{name} {percent(value)}"
+    low, high = interval
+    return f"{name} {percent(value)} (95 % interval {percent(low)}-{percent(high)})"
 
 
 def _sweep_table(line: dict[float, Scores]) -> str:
@@ -246,42 +279,3 @@ def _sweep_table(line: dict[float, Scores]) -> str:
         [f"{alpha:g}", *(percent(one[word]) for word in words)] for alpha, one in values.items()
     ]
     return columns(["alpha", *words], rows)
-
-
-def merge(
-    kind: Annotated[str, typer.Argument(metavar="wise-ft|soup", help="How to merge.")],
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN|MODEL", help="For wise-ft: zero-shot, then tuned."),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="New run directory.")],
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Share of the tuned weights, 0 to 1 (wise-ft).")
-    ] = None,
-    shares: Annotated[
-        str | None, typer.Option("--shares", metavar="1,1,2", help="Weight of each input (soup).")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Make one model out of several.
-
-    wise-ft interpolates a fine-tuned model with its start, soup averages any number. The result is
-    a run: it can be evaluated, reported and merged again.
-    """
-    kinds = ("wise-ft", "soup")
-    if kind not in kinds:
-        hint = nearest(kind, kinds) or f"choose {' or '.join(kinds)}."
-        raise typer.BadParameter(f"no merge is called {kind!r}; {hint}", param_hint="KIND")
-    from .merging import merge as carry_out
-    from .records import document
-
-    parts: Sequence[float] | None = None if shares is None else numbers(shares, float, "--shares")
-    carry_out("wise-ft" if kind == "wise-ft" else "soup", inputs, out, alpha=alpha, shares=parts)
-    made = document(out)
-    if json:
-        emit_json({"path": str(out), **made})
-        return
-    recipes = [one["recipe"] for one in made["inputs"] if "recipe" in one]
-    data = recipes[0]["data"] if recipes else {}
-    suite = _suite_of(data.get("name"), data.get("root"))
-    emit(f"Wrote {out}\nNext: perdure eval {out} --suite {suite}")

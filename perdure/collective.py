@@ -45,6 +45,15 @@ def gather_labels(labels: Tensor) -> Tensor:
     return gather(labels)
 
 
+def average(x: Tensor) -> Tensor:
+    """Return the mean over all processes, without gradient; `x` where there is one."""
+    if not _several():
+        return x
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 def first_row(x: Tensor) -> int:
     """Return where this process's rows (B, ...) begin among those that `gather` would return."""
     if not _several():

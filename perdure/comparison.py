@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .metrics import harmonic_mean
+
 
 class Point(NamedTuple):
     """One model on a trade-off curve; accuracies are shares in [0, 1]."""
@@ -149,3 +151,50 @@ def paired_difference(
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(sampled, [tail, 1.0 - tail])
     return Difference(value, float(low), float(high))
+
+
+def paired_harmonic_difference(
+    first: Sequence[Mapping[str, NDArray[np.float64]]],
+    second: Sequence[Mapping[str, NDArray[np.float64]]],
+    *,
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Bootstrap the difference of two models' harmonic mean of two accuracies.
+
+    Drawn as in `paired_difference`: images are paired between models, the two accuracies are of
+    different images and so are drawn independently.
+
+    Args:
+        first: Two groups of sets, such as those of base and of novel classes; of each, set name to
+            one value per image, (N,). Sets of a group are averaged.
+        second: The same for the other model.
+        level: As in `paired_difference`.
+        draws: As in `paired_difference`.
+        seed: As in `paired_difference`.
+
+    Returns:
+        First minus second, and the percentile interval.
+
+    Raises:
+        ValueError: If sets or lengths differ.
+    """
+    generator = np.random.default_rng(seed)
+    values = np.zeros((2, 2))
+    sampled = np.zeros((2, 2, draws))
+    for half, (ours, theirs) in enumerate(zip(first, second, strict=True)):
+        if ours.keys() != theirs.keys():
+            raise ValueError("both models need the same sets and images")
+        for name in sorted(ours):
+            both = np.stack([ours[name], theirs[name]], axis=1)
+            levels, counts = np.unique(both, axis=0, return_counts=True)
+            picks = generator.multinomial(len(both), counts / len(both), size=draws)
+            values[:, half] += both.mean(axis=0) / len(ours)
+            sampled[:, half] += (picks @ levels).T / len(both) / len(ours)
+    means = [harmonic_mean(*pair) for pair in values.tolist()]
+    total = sampled.sum(axis=1)
+    drawn = np.divide(2 * sampled.prod(axis=1), total, out=np.zeros_like(total), where=total > 0)
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(drawn[0] - drawn[1], [tail, 1.0 - tail])
+    return Difference(means[0] - means[1], float(low), float(high))

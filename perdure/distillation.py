@@ -29,6 +29,7 @@ from .losses import (
 )
 from .method import Context, Count, NonNegative, Positive, Share
 from .predictor import Predictor
+from .statistics import teacher_stats
 from .teacher import Number, Teacher, after_steps, from_first_step
 from .weights import Mix, beta_wma, warmup_ema
 
@@ -80,7 +81,9 @@ class Distillation:
     """Of the teacher's embeddings: that of the run, or bfloat16, which is faster where the run is
     fp32 and the processor has bfloat16; losses and averages stay fp32"""
     stats: bool = False
-    """Whether to log how far teacher and student are apart; costs little, but not nothing"""
+    """Whether to log how sure, how right and how far apart teacher and student are"""
+    stats_every: Count = 10
+    """Optimiser steps between two computations of them; logged where the log has a line"""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -214,37 +217,16 @@ class Distiller(nn.Module):
         strength = self.spec.strength_at(step, self.total_steps)
         return both, {name: strength * weights[name] * term for name, term in terms.items()}
 
-    def statistics(self, both: Comparison) -> dict[str, Tensor]:
+    def statistics(self, both: Comparison, step: int) -> dict[str, Tensor]:
         """Return what is to be logged of a comparison; nothing unless it is asked for."""
-        return teacher_stats(both) if self.spec.stats and both.teacher is not None else {}
+        due = self.spec.stats and step % self.spec.stats_every == 0
+        return teacher_stats(both) if due and both.teacher is not None else {}
 
 
 def split(pairs: Pairs, rows: int) -> tuple[Pairs, Tensor]:
     """Part the batch's own pairs, of all processes, from appended texts that have no image."""
     own = gather_pairs(pairs._replace(text=pairs.text[:rows]))
     return own, pairs.text[rows:]
-
-
-@torch.no_grad()
-def teacher_stats(both: Comparison) -> dict[str, Tensor]:
-    """Return how far a student and its teacher are apart in the batch, means of both directions.
-
-    `teacher_agreement` is the share of rows with the same nearest partner, `teacher_divergence`
-    the relational divergence, and the two confidences are mean largest probabilities.
-    """
-    assert both.teacher is not None
-    student, teacher = both.student_log, both.teacher_log
-    same = [
-        a.argmax(dim=d) == b.argmax(dim=d) for a, b, d in zip(student, teacher, (1, 0), strict=True)
-    ]
-    stats = {
-        "teacher_agreement": torch.cat(same).float().mean(),
-        "teacher_divergence": relational_kl(both.student, both.teacher, both).detach(),
-    }
-    for name, (rows, columns) in {"teacher": teacher, "student": student}.items():
-        largest = torch.cat([rows.amax(dim=1), columns.amax(dim=0)])
-        stats[f"{name}_confidence"] = largest.exp().mean()
-    return stats
 
 
 def _feature(student: Pairs, teacher: Pairs, shared: Comparison) -> Tensor:

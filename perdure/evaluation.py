@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__, metrics
-from .data.datasets import templates_for
-from .data.suites import Suite
+from .data.datasets import group_names_of, rows_of, templates_for
+from .data.suites import Split, Suite
 from .data.suites import suite as find_suite
 from .files import whole_file, write_json
 from .prediction import (
@@ -24,6 +24,7 @@ from .prediction import (
     Moves,
     Outputs,
     Progress,
+    Unit,
     gather,
     open_suite,
     open_validation,
@@ -31,6 +32,7 @@ from .prediction import (
 )
 from .prediction import predict as predict
 from .predictor import Predictor
+from .records import HARMONIC, summary
 from .runtime import Runtime
 from .subjects import Subject, find
 
@@ -73,9 +75,33 @@ class Scores:
         """Return the metrics of one split."""
         return self.splits[split]
 
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """Return the words of `perdure.reporting` that one model has, as `value`.
+
+        Harmonic means also have an `interval` of 95 % over images.
+        """
+        names: dict[str, list[str]] = {}
+        for name, entry in self.splits.items():
+            names.setdefault(entry["role"], []).append(name)
+        found: dict[str, dict[str, Any]] = {}
+        for word, value in summary(self.splits).items():
+            found[word] = {"value": value}
+            if word in HARMONIC:
+                base, novel = (
+                    [self.outcomes[name].correct for name in names[role]] for role in HARMONIC[word]
+                )
+                found[word]["interval"] = list(metrics.harmonic_interval(base, novel))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return what a score file holds."""
-        return {"format": FORMAT, "suite": self.suite, **self.conditions, "splits": self.splits}
+        return {
+            "format": FORMAT,
+            "suite": self.suite,
+            **self.conditions,
+            "splits": self.splits,
+            "summary": self.summary(),
+        }
 
     def write(self, directory: Path) -> Path:
         """Write `<suite>.outcomes.npz` and then `<suite>.json`, each whole or not at all."""
@@ -174,24 +200,11 @@ def evaluate_points(
     outcomes: dict[float, dict[str, Outcomes]] = {position: {} for position in moves}
     for split, unit in units:
         for position, outputs in gather(predictor, moves, unit, how).items():
-            splits[position][split.name] = {
-                "role": split.role,
-                "task": split.task,
-                "metric": "accuracy",
-                "classes_sha256": _hash(unit.dataset.classes),
-                "classifier": "head" if set(unit.names) <= set(predictor.classes) else "text",
-                **measure(outputs, fitted.get(position)),
-            }
-            confidence = metrics.softmax(outputs.logits).max(axis=1)
-            outcomes[position][split.name] = Outcomes(
-                outputs.labels, outputs.logits.argmax(axis=1), confidence.astype(np.float32)
+            classifier = "head" if set(unit.names) <= set(predictor.classes) else "text"
+            splits[position][split.name], outcomes[position][split.name] = entry_of(
+                split, unit, classifier, outputs, fitted.get(position)
             )
-    common = {
-        "perdure": __version__,
-        "definition": suite.definition,
-        "templates_sha256": _hash(templates_for(suite.templates, how.root)),
-        "transform": asdict(predictor.preprocess),
-    }
+    common = common_conditions(predictor, suite, how)
     return {
         position: Scores(
             suite.name,
@@ -200,6 +213,45 @@ def evaluate_points(
             outcomes[position],
         )
         for position in moves
+    }
+
+
+def entry_of(
+    split: Split,
+    unit: Unit,
+    classifier: str,
+    outputs: Outputs,
+    temperature: float | None = None,
+) -> tuple[dict[str, Any], Outcomes]:
+    """Return what a score file says of one split, and what is kept of every image.
+
+    Args:
+        split: What was scored.
+        unit: Its images and classes.
+        classifier: What scored: "head", "text" or "ensemble".
+        outputs: Whole arrays.
+        temperature: As in `measure`.
+    """
+    entry = {
+        "role": split.role,
+        "task": split.task,
+        "metric": "accuracy",
+        "classes_sha256": _hash(unit.dataset.classes),
+        "classifier": classifier,
+        **measure(outputs, temperature),
+        **_more(outputs, unit.dataset),
+    }
+    confidence = metrics.softmax(outputs.logits).max(axis=1).astype(np.float32)
+    return entry, Outcomes(outputs.labels, outputs.logits.argmax(axis=1), confidence)
+
+
+def common_conditions(predictor: Predictor, suite: Suite, how: How) -> dict[str, Any]:
+    """Return what scores depend on besides their subject: version, suite, prompts, pixels."""
+    return {
+        "perdure": __version__,
+        "definition": suite.definition,
+        "templates_sha256": _hash(templates_for(suite.templates, how.root)),
+        "transform": asdict(predictor.preprocess),
     }
 
 
@@ -225,6 +277,23 @@ def measure(outputs: Outputs, temperature: float | None = None) -> dict[str, Any
         scaled = logits / np.float32(temperature)
         values["ece_scaled"] = metrics.ece(scaled, labels)
         values["nll_scaled"] = metrics.nll(scaled, labels)
+    return values
+
+
+def _more(outputs: Outputs, dataset: Any) -> dict[str, Any]:
+    """Return what can be said of data sets that know more of their images than one label."""
+    predictions = outputs.logits.argmax(axis=1)
+    values: dict[str, Any] = {}
+    groups = rows_of(dataset, "groups")
+    if groups is not None and (groups >= 0).any():
+        found = metrics.group_accuracies(
+            predictions == outputs.labels, groups, group_names_of(dataset)
+        )
+        worst = min(found, key=lambda name: found[name])
+        values |= {"groups": found, "worst_group": worst, "worst_group_accuracy": found[worst]}
+    accepted = rows_of(dataset, "accepted")
+    if accepted is not None and (real := metrics.real_accuracy(predictions, accepted)):
+        values |= {"real_accuracy": real[0], "real_n": real[1]}
     return values
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .path import PathScan, Segment
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b6b6b")
 """Okabe and Ito's palette, told apart with colour blindness and in print."""
 
@@ -202,6 +204,65 @@ def reliability(
             ha="left",
         )
     return out
+
+
+def path(found: PathScan, out: Path) -> Path:
+    """Draw accuracy and loss along the lines between models, one colour per split.
+
+    Two lines in a row share one axis; the control, past the model between its ends, is dashed.
+
+    Args:
+        found: Of any number of splits.
+        out: PNG to write.
+
+    Returns:
+        `out`.
+    """
+    route = [one for one in found.segments if not one.control]
+    splits = list(found.segments[0].splits)
+    with _figure(out, figsize=(7.4, 6.2)) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for segment in found.segments:
+            xs = _along(segment, route, found.positions)
+            for split, colour, marker in zip(
+                splits, _repeat(COLOURS), _repeat(MARKERS), strict=False
+            ):
+                curve = segment.splits[split]
+                shape: dict[str, Any] = {"color": colour, "linewidth": 1.6, "label": None}
+                if segment.control:
+                    shape |= {"linestyle": (0, (4, 3)), "linewidth": 1.1, "alpha": 0.8}
+                else:
+                    shape |= {"marker": marker, "markersize": 3.5}
+                if segment is route[0]:
+                    shape["label"] = f"{split} ({curve.n:,} images)"
+                upper.plot(xs, [100 * value for value in curve.accuracy], **shape)
+                lower.plot(xs, curve.nll, **shape)
+        ends = [route[0].start, *(segment.end for segment in route)]
+        for axes in (upper, lower):
+            for place in range(1, len(route)):
+                axes.axvline(place, color="#9a9a9a", linewidth=1)
+        lower.set_xticks(range(len(ends)), [_fold(name) for name in ends])
+        upper.set_ylabel("accuracy, %")
+        lower.set_ylabel("negative log-likelihood, nats")
+        dashed = "; dashed: from the first to the last directly" if len(route) > 1 else ""
+        upper.set_title(
+            f"{found.suite}: straight lines between models, in {found.space}\n"
+            f"{len(found.positions)} points per line{dashed}"
+        )
+        upper.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    return out
+
+
+def _along(segment: Segment, route: Sequence[Segment], positions: Sequence[float]) -> list[float]:
+    """Return where a line's points are drawn: each line of the route is one wide."""
+    if segment.control:
+        return [len(route) * t for t in positions]
+    return [list(route).index(segment) + t for t in positions]
+
+
+def _fold(name: str, width: int = 24) -> str:
+    """Shorten a long name at its front."""
+    return name if len(name) <= width else "..." + name[3 - width :]
 
 
 @contextmanager

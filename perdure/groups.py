@@ -117,7 +117,7 @@ def zero_shot(groups: Sequence[Group]) -> Record | None:
 
 
 def _trained(record: Record) -> bool:
-    return record.tuned is None and record.method not in ("zero-shot", "soup")
+    return "kind" not in record.settings and record.method != "zero-shot"
 
 
 def _alpha_curve(record: Record, groups: Sequence[Group]) -> Curve:

@@ -136,9 +136,14 @@ def tokenize_prompts(
     and joined; texts where a word may cross the seam are tokenised whole. The ids are the same.
 
     Raises:
-        TaskError: If a template has no place for the name.
+        TaskError: If there is no name or template, or a template has no place for the name.
         DataError: If a text is longer than the model's context.
     """
+    if not names or not templates:
+        raise TaskError(
+            f"{len(names)} class names and {len(templates)} templates make no prompt; "
+            "at least one of each is needed."
+        )
     texts = [fill(template, name) for name in names for template in templates]
     rows: list[list[int] | None] = [None] * len(texts)
     if isinstance(tokenizer, OpenClipTokenizer) and tokenizer.ids("") is not None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from .batch import Batch, Step
+from .errors import TaskError
 from .predictor import Predictor
+from .surgery.operations import Surgery
+from .surgery.sites import Tower as Tower
+
+_SHARED = ("logit_scale", "logit_bias")
+"""Of a CLIP: belong to neither tower"""
 
 
 class Learner(nn.Module, ABC):
@@ -39,6 +45,13 @@ class Learner(nn.Module, ABC):
         """Return an independent predictor, which the rest of the run cannot change."""
         return self.student.copy()
 
+    def restart(self) -> None:
+        """Begin moving averages anew at the student's weights, which were set from outside."""
+
+    def decays_to(self) -> Mapping[str, Tensor]:
+        """Return where weight decay pulls, by names of parameters; all others go to zero."""
+        return {}
+
 
 def train_only(student: Predictor, *parts: nn.Module) -> None:
     """Let exactly the parameters of `parts` train, and nothing else of the student.
@@ -50,6 +63,58 @@ def train_only(student: Predictor, *parts: nn.Module) -> None:
         part.requires_grad_(True)
     for name in student.fixed:
         student.get_parameter(name).requires_grad_(False)
+
+
+def train_added(student: Predictor, wanted: Sequence[Surgery], seed: int) -> Predictor:
+    """Return the student with exactly some added modules, which alone train: its own, or new ones.
+
+    What can be folded is folded first, and a head is dropped. So a run goes on with the modules of
+    the run that it starts from.
+
+    Args:
+        student: May be changed.
+        wanted: Surgeries in their order, at strength 1.
+        seed: Of first weights of new modules.
+
+    Raises:
+        SurgeryError: If the towers have no place for the modules.
+        TaskError: If the student has others that cannot be folded.
+    """
+    if student.surgeries:
+        student = student.fold()
+    student.drop_head()
+    if not student.surgeries:
+        for surgery in wanted:
+            student.attach(surgery, seed)
+    elif student.surgeries != tuple(wanted):
+        raise TaskError(
+            f"the model to start from has added modules ({_listed(student.surgeries)}) that are "
+            f"not those of the recipe ({_listed(wanted)}). Give `method` the settings of the run "
+            "in model.init, or start from a model without them."
+        )
+    train_only(student)
+    for parameter in student.added().values():
+        parameter.requires_grad_(True)
+    return student
+
+
+def _listed(surgeries: Sequence[Surgery]) -> str:
+    return ", ".join(map(str, surgeries))
+
+
+def train_towers(student: Predictor, towers: Collection[Tower]) -> None:
+    """Let the towers named, the scale and a bias of the logits train, and nothing else.
+
+    Raises:
+        TaskError: If no tower is named.
+    """
+    if not towers:
+        raise TaskError("towers is empty; name image, text or both: towers: [image].")
+    train_only(student, student.clip)
+    for name, parameter in student.clip.named_parameters():
+        tower = "image" if name.startswith("visual.") else "text"
+        if name not in _SHARED and tower not in towers:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

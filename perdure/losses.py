@@ -38,6 +38,7 @@ __all__ = [
     "orthogonality",
     "relational_kl",
     "similarity",
+    "softened_kl",
 ]
 
 
@@ -141,6 +142,25 @@ def class_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         target = wide(teacher_logits.detach()).log_softmax(dim=1)
         found = wide(student_logits).log_softmax(dim=1)
         return _inner(target.exp(), target - found) / student_logits.shape[0]
+
+
+def softened_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher || student) of class predictions, mean over rows and classes, shape (...).
+
+    Dividing by the classes too makes it 1/C of the usual mean over rows, `class_kl` at T = 1.
+
+    Args:
+        student_logits: (..., B, C), receives gradients.
+        teacher_logits: (B, C), constant.
+        temperature: Divides both, > 0.
+
+    Source: PromptKD (Li et al., CVPR 2024, arXiv 2403.02781), equation 5; the mean over classes is
+    the authors' code's.
+    """
+    with exact(student_logits):
+        target = (wide(teacher_logits.detach()) / temperature).log_softmax(dim=-1)
+        found = (wide(student_logits) / temperature).log_softmax(dim=-1)
+        return temperature**2 * (target.exp() * (target - found)).mean(dim=(-2, -1))
 
 
 def cross_norm(visual_weight: Tensor, text_weight: Tensor) -> Tensor:

@@ -12,8 +12,11 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import get_args as args_of
+from typing import get_type_hints as hints_of
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from .errors import RecipeError, nearest
 
@@ -34,6 +37,15 @@ Count = Annotated[int, Field(ge=1)]
 """A number of steps, at least one."""
 
 
+class AsIs:
+    """Keeps pydantic from looking into a value that was parsed elsewhere."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.any_schema()
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a method may know about the run it is built for."""
@@ -48,6 +60,13 @@ class Context:
     """Builds the pristine pre-trained predictor, only if asked"""
     seed: int = 0
     """Of the run; equal on every process"""
+    whole: Callable[[], tuple[str, ...]] | None = None
+    """Gives the class names of the whole data set, of which `classes` may be a part; None where
+    they are all"""
+
+    def all_classes(self) -> tuple[str, ...]:
+        """Return the class names of the whole data set, also of classes that are not trained on."""
+        return self.classes if self.whole is None else self.whole()
 
 
 class Method(Protocol):
@@ -62,6 +81,10 @@ class Method(Protocol):
         Raises:
             TaskError: If the task lacks what the method needs, such as class names.
         """
+
+
+Inner = Annotated[Method, AsIs()]
+"""The type of a method's field that holds another method, a table of its own in a recipe."""
 
 
 class Entry(NamedTuple):
@@ -86,7 +109,21 @@ METHODS: dict[str, Entry] = {
     "radapter": Entry(
         "perdure.methods.radapter:RAdapter", "foldable adapters: dropped, averaged, re-scaled"
     ),
+    "coop": Entry("perdure.methods.coop:Coop", "learned contexts of class names, towers frozen"),
+    "kgcoop": Entry(
+        "perdure.methods.kgcoop:KgCoop", "coop + pull to the features of hand-written prompts"
+    ),
     "lora": Entry("perdure.methods.lora:Lora", "low-rank updates of both towers, contrastive loss"),
+    "mma": Entry(
+        "perdure.methods.mma:Mma", "adapters beside the upper blocks, joined across towers"
+    ),
+    "promptkd": Entry(
+        "perdure.methods.promptkd:PromptKd",
+        "visual prompts and a projector, distilled from a stronger model without labels",
+    ),
+    "mergetune": Entry(
+        "perdure.methods.mergetune:MergeTune", "repairs a tuned model of any method: `host`"
+    ),
 }
 """Methods by their names in recipes; nothing in it is imported before it is used."""
 
@@ -153,7 +190,7 @@ def import_methods(module: str) -> None:
         ) from error
 
 
-def method_class(name: str) -> type[Method]:
+def method_class(name: str, where: str = "method") -> type[Method]:
     """Import and return the configuration class of a method.
 
     Raises:
@@ -162,7 +199,7 @@ def method_class(name: str) -> type[Method]:
     known = METHODS if name in METHODS else known_methods()
     if name not in known:
         raise RecipeError(
-            f"method.name: no method {name!r}; {nearest(name, known)} "
+            f"{where}.name: no method {name!r}; {nearest(name, known)} "
             f"allowed: {', '.join(sorted(known))}. A method of your own is found by "
             "`perdure --import MODULE ...`, or when its package is installed.".replace("  ", " ")
         )
@@ -172,17 +209,19 @@ def method_class(name: str) -> type[Method]:
         found: type[Method] = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise RecipeError(
-            f"method.name: {name!r} is registered as {path!r}, which cannot be imported: {error}. "
+            f"{where}.name: {name!r} is registered as {path!r}, which cannot be imported: {error}. "
             "Expected 'module:Class' of an installed package."
         ) from error
     return found
 
 
-def parse_method(table: Mapping[str, Any]) -> Method:
+def parse_method(table: Mapping[str, Any], where: str = "method") -> Method:
     """Turn the `method` part of a recipe into its frozen configuration.
 
     Args:
-        table: `name` and any of the method's fields; the rest takes the defaults.
+        table: `name` and any of the method's fields; the rest takes the defaults. A field that
+            holds another method is a table like this one.
+        where: Key of the table, for messages.
 
     Raises:
         RecipeError: Lists every fault at once with its key, the value found and what is allowed.
@@ -191,28 +230,54 @@ def parse_method(table: Mapping[str, Any]) -> Method:
     name = values.pop("name", None)
     if not isinstance(name, str):
         names = ", ".join(sorted(known_methods()))
-        raise RecipeError(f"method.name: found {name!r}; allowed: {names}.")
-    cls = method_class(name)
+        raise RecipeError(f"{where}.name: found {name!r}; allowed: {names}.")
+    cls = method_class(name, where)
     fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     unknown = [str(key) for key in values if key not in fields]
     faults = [
-        f"method.{key}: {name} has no such key; "
+        f"{where}.{key}: {name} has no such key; "
         + (nearest(key, fields) or f"allowed: {', '.join(fields) or 'none'}.")
         for key in unknown
     ]
     known = {key: value for key, value in values.items() if key in fields}
+    for key in _inner(cls) & known.keys():
+        known[key] = _parse_inner(known[key], f"{where}.{key}", faults)
     try:
         method: Method = TypeAdapter(cls).validate_python(known)
     except ValidationError as error:
         for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"])
+            key = ".".join(str(part) for part in (where, *fault["loc"]))
             if fault["type"] == "unexpected_keyword_argument":
-                faults.append(f"method.{key}: there is no such key.")
-                continue
-            faults.append(f"method.{key}: found {fault['input']!r}; {fault['msg'].lower()}.")
+                faults.append(f"{key}: there is no such key.")
+            elif fault["type"] in {"missing", "missing_keyword_only_argument"}:
+                faults.append(f"{key}: missing; {name} cannot do without.")
+            else:
+                message = fault["msg"].removeprefix("Value error, ")
+                found = f"found {fault['input']!r}; " if fault["loc"] else ""
+                faults.append(f"{key}: {found}{message[:1].lower()}{message[1:]}.")
     if faults:
         raise RecipeError("\n".join(faults))
     return method
+
+
+def _inner(cls: type[Method]) -> set[str]:
+    """Return the fields of a method that hold other methods."""
+    hints = hints_of(cls, include_extras=True)
+    return {key for key, kind in hints.items() if any(isinstance(m, AsIs) for m in args_of(kind))}
+
+
+def _parse_inner(value: Any, where: str, faults: list[str]) -> Any:
+    """Return the method that a table describes; adds what is wrong with it to `faults`."""
+    if hasattr(value, "build"):
+        return value
+    if not isinstance(value, Mapping):
+        faults.append(f"{where}: found {value!r}; write a table, such as {{name: flyp}}.")
+        return value
+    try:
+        return parse_method(value, where)
+    except RecipeError as error:
+        faults.extend(str(error).splitlines())
+        return value
 
 
 def __getattr__(attribute: str) -> Any:

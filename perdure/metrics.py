@@ -21,6 +21,7 @@ from .reliability import ece_batchmean as ece_batchmean
 from .reliability import ece_from_confidence as ece_from_confidence
 from .reliability import fit_temperature as fit_temperature
 from .reliability import nll as nll
+from .reliability import nll_rows as nll_rows
 from .reliability import reliability_bins as reliability_bins
 from .reliability import require_pair, require_rows
 from .reliability import softmax as softmax
@@ -67,6 +68,45 @@ def macro_f1_from_predictions(predictions: Labels, labels: Labels) -> float:
     total = np.bincount(predictions, minlength=classes) + np.bincount(labels, minlength=classes)
     seen = total > 0
     return float(np.mean(2.0 * hits[seen] / total[seen]))
+
+
+def group_accuracies(correct: Booleans, groups: Labels, names: Sequence[str]) -> dict[str, float]:
+    """Return the accuracy of every group that has images, in the order of `names`.
+
+    The smallest value is the worst-group accuracy.
+
+    Args:
+        correct: Whether each image is right, (N,).
+        groups: (N,), index into `names`; negative for images of no group.
+        names: Of the groups.
+
+    Raises:
+        DataError: If shapes differ or no image has a group.
+
+    Source: Koh et al. 2021 (WILDS), arXiv 2012.07421, section 4.
+    """
+    require_pair(correct, groups)
+    found = {
+        name: float(np.mean(correct[groups == place]))
+        for place, name in enumerate(names)
+        if (groups == place).any()
+    }
+    if not found:
+        raise DataError("no image belongs to a group, so there is no worst one.")
+    return found
+
+
+def real_accuracy(
+    predictions: Labels, accepted: Sequence[Sequence[int]]
+) -> tuple[float, int] | None:
+    """Return the share of predictions that people accept, and of how many images.
+
+    Images for which nothing is accepted are left out; None if that leaves none.
+
+    Source: Beyer et al. 2020, arXiv 2006.07159, section 3.
+    """
+    hits = [int(guess) in own for guess, own in zip(predictions, accepted, strict=True) if len(own)]
+    return (float(np.mean(hits)), len(hits)) if hits else None
 
 
 def bootstrap_interval(
@@ -169,6 +209,128 @@ def recall_at_k(
 def harmonic_mean(a: float, b: float) -> float:
     """Return 2ab / (a + b) of two numbers >= 0, such as base and novel accuracy; 0 if both are."""
     return 2.0 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+def loss_barrier(losses: Floats, positions: Floats | None = None) -> float:
+    """Return how far a loss rises above the straight line between its values at both ends.
+
+    max over t of L(t) - ((1 - t) L(0) + t L(1)), never below 0 because the ends are among the
+    points; 0 for every convex curve.
+
+    Args:
+        losses: Along a path, (P,).
+        positions: Ascending from 0 to 1, (P,); evenly spaced by default.
+
+    Raises:
+        DataError: If there are fewer than two points, or positions do not fit.
+
+    Source: Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis",
+        arXiv 1912.05671, in the form of Entezari et al. 2022, arXiv 2110.06296, equation 1.
+    """
+    return float(barriers(losses[None], positions)[0])
+
+
+def accuracy_barrier(accuracies: Floats, positions: Floats | None = None) -> float:
+    """Return how far an accuracy falls below the straight line between its values at both ends.
+
+    max over t of ((1 - t) A(0) + t A(1)) - A(t).
+
+    Args:
+        accuracies: Along a path, (P,).
+        positions: As in `loss_barrier`.
+
+    Raises:
+        DataError: As `loss_barrier`.
+    """
+    return loss_barrier(-accuracies, positions)
+
+
+def barriers(losses: Floats, positions: Floats | None = None) -> Floats:
+    """Return the loss barrier of many curves at once, (R,) of (R, P); see `loss_barrier`.
+
+    Raises:
+        DataError: As `loss_barrier`.
+    """
+    points = losses.shape[-1] if losses.ndim == 2 else 0
+    t = np.linspace(0.0, 1.0, max(points, 2)) if positions is None else positions
+    fits = t.shape == (points,) and points >= 2 and t[0] == 0.0 and t[-1] == 1.0
+    if not fits or (np.diff(t) <= 0).any():
+        raise DataError(
+            f"a curve has {points} points and positions {np.asarray(t).tolist()}; a barrier needs "
+            "two or more points, at positions that ascend from 0 to 1."
+        )
+    exact = losses.astype(np.float64)
+    line = (1.0 - t) * exact[:, :1] + t * exact[:, -1:]
+    rise: Floats = (exact - line).max(axis=1)
+    return np.maximum(rise, 0.0)
+
+
+def harmonic_of_means(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the harmonic mean of two averages, as published base-to-novel tables do.
+
+    Args:
+        first: One number >= 0 per run or data set, such as base accuracies, (R,).
+        second: The same runs' other number, such as novel accuracies, (R,).
+
+    Raises:
+        DataError: If lengths differ or there is nothing to average.
+
+    Source: Zhou et al. 2022 (CoCoOp), arXiv 2203.05557, table 1: the row of averages.
+    """
+    require_pair(np.asarray(first), np.asarray(second))
+    return harmonic_mean(float(np.mean(first)), float(np.mean(second)))
+
+
+def mean_of_harmonics(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the average of every pair's own harmonic mean; at most `harmonic_of_means`.
+
+    Args:
+        first: As in `harmonic_of_means`.
+        second: As in `harmonic_of_means`.
+
+    Raises:
+        DataError: As `harmonic_of_means`.
+    """
+    require_pair(np.asarray(first), np.asarray(second))
+    return float(np.mean([harmonic_mean(a, b) for a, b in zip(first, second, strict=True)]))
+
+
+def harmonic_interval(
+    first: Sequence[Booleans],
+    second: Sequence[Booleans],
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> tuple[float, float]:
+    """Return the bootstrap interval of the harmonic mean of two accuracies, (low, high).
+
+    Images are drawn with replacement within each set. How many of a draw are right is binomial, so
+    the cost does not grow with the number of images.
+
+    Args:
+        first: Sets whose accuracies are averaged, such as those of base classes: correct or not, a
+            value per image, (N,).
+        second: Likewise, such as those of novel classes.
+        level: Probability that the interval covers, in (0, 1).
+        seed: Of the resampling.
+        resamples: Number of bootstrap samples.
+
+    Raises:
+        DataError: If there is no set, or one without images.
+    """
+    if not all((first, second)) or any(len(right) == 0 for right in (*first, *second)):
+        raise DataError("each of the two accuracies needs at least one set with images.")
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.mean(
+            [rng.binomial(len(right), right.mean(), resamples) / len(right) for right in sets],
+            axis=0,
+        )
+        for sets in (first, second)
+    ]
+    means = [harmonic_mean(float(a), float(b)) for a, b in zip(*drawn, strict=True)]
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
 
 
 def _require_embeddings(rows: Floats, labels: Labels) -> None:

@@ -91,7 +91,7 @@ def objective(
     else:
         found = student(batch.images, distiller.tokens(batch.tokens, step))
         both, distilled = distiller(student, found, batch, step)
-        stats = distiller.statistics(both)
+        stats = distiller.statistics(both, step)
     terms = {"contrastive": contrast(method, student, both, batch.labels)}
     return Step(terms | distilled, {"scale": both.student.scale.detach()} | stats)
 

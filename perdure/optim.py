@@ -43,9 +43,15 @@ def make(learner: Learner, spec: OptimSpec, total_steps: int) -> tuple[Optimizer
         optimizer = AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=fused)
     else:
         optimizer = SGD(groups, lr=spec.lr, momentum=spec.momentum)
+    decay_towards(optimizer, learner)
     warmup = spec.warmup_length(total_steps)
     if spec.schedule == "constant":
         return optimizer, warmup_constant(warmup)
+    if spec.schedule == "cosine-epochs":
+        assert spec.epochs is not None
+        steps = max(1, total_steps // spec.epochs)
+        least = spec.warmup_lr / spec.lr
+        return optimizer, epoch_cosine(spec.epochs, steps, spec.warmup_epochs, least)
     return optimizer, warmup_cosine(total_steps, warmup)
 
 
@@ -70,6 +76,40 @@ def parameter_groups(learner: Learner, spec: OptimSpec) -> list[dict[str, Any]]:
     ]
 
 
+def decay_towards(optimizer: Optimizer, learner: Learner) -> None:
+    """Let weight decay pull to where the learner says, where that is not zero.
+
+    Both optimisers pull to zero by themselves, so what is missing is a constant: lr times decay
+    times the target after a step of AdamW, decay times the target before the gradient of SGD.
+    """
+    targets = learner.decays_to()
+    if not targets:
+        return
+    by_id = {id(learner.get_parameter(name)): target for name, target in targets.items()}
+    decoupled = isinstance(optimizer, AdamW)
+
+    @torch.no_grad()
+    def pull(*_: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # fp16 gradients overflowed
+        if skipped is not None and bool(skipped):
+            return
+        for group in optimizer.param_groups:
+            decay = group["weight_decay"]
+            for parameter in group["params"] if decay else ():
+                target = by_id.get(id(parameter))
+                if target is None or parameter.grad is None:
+                    continue
+                if decoupled:
+                    parameter.add_(target, alpha=group["lr"] * decay)
+                else:
+                    parameter.grad.sub_(target, alpha=decay)
+
+    if decoupled:
+        optimizer.register_step_post_hook(pull)
+    else:
+        optimizer.register_step_pre_hook(pull)
+
+
 def warmup_cosine(total: int, warmup: int) -> Schedule:
     """Return linear warm-up over `warmup` steps, then half a cosine to 0 at `total`.
 
@@ -86,6 +126,30 @@ def warmup_cosine(total: int, warmup: int) -> Schedule:
         if done < warmup:
             return (done + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (total - warmup)))
+
+    return factor
+
+
+def epoch_cosine(epochs: int, steps: int, warmup: int, least: float) -> Schedule:
+    """Return a constant factor for the first epochs, then a cosine with one value per epoch.
+
+    With epoch e from 0: `least` for e < K, else (1 + cos(pi (e - K) / E)) / 2, which does not reach
+    0 in the last epoch.
+
+    Args:
+        epochs: E.
+        steps: Optimiser steps of an epoch.
+        warmup: K, in epochs.
+        least: Factor in the warm-up.
+
+    Source: the schedule of the Dassl toolbox, on which CoOp, KgCoOp, MMA and PromptKD are built.
+    """
+
+    def factor(step: int) -> float:
+        epoch = (step - 1) // steps
+        if epoch < warmup:
+            return least
+        return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / epochs))
 
     return factor
 

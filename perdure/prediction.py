@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.datasets import Dataset, open_dataset, templates_for
+from .data.datasets import Dataset, Part, open_dataset, templates_for, validation_of
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
 from .errors import DataError, WeightsError
@@ -64,42 +64,6 @@ class Unit:
     """Per class of the data set, the names whose maximum is its logit; one each where None"""
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Some images of a data set, in their order."""
-
-    whole: Dataset
-    indices: NDArray[np.int64]
-
-    @property
-    def name(self) -> str:
-        """As the whole."""
-        return self.whole.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """As the whole."""
-        return self.whole.classes
-
-    @property
-    def captioned(self) -> bool:
-        """As the whole."""
-        return self.whole.captioned
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,), index into `classes`."""
-        return self.whole.labels[self.indices]
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.indices)
-
-    def image(self, index: int) -> Tensor:
-        """Return one image, (3, H, W), uint8."""
-        return self.whole.image(int(self.indices[index]))
-
-
 def spread(dataset: Dataset, limit: int | None) -> Dataset:
     """Return at most `limit` images of a data set, evenly spread over its order."""
     if limit is None or limit >= len(dataset):
@@ -115,13 +79,13 @@ def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
     Raises:
         DataError: If data are missing.
     """
-    templates = templates_for(suite.templates, how.root)
     inside: tuple[str, ...] = ()
     for split in suite.splits:
         dataset = open_dataset(split.dataset, split.split, how.root, classes=split.classes)
         if split.role == "id":
             inside = dataset.classes
         names = dataset.classes if split.columns is None else inside
+        templates = templates_for(split.templates or suite.templates, how.root)
         yield split, Unit(spread(dataset, how.limit), templates, names, split.columns)
 
 
@@ -146,13 +110,19 @@ def open_validation(
             f"suite {suite.name} has no split of the task itself, so {purpose}; choose a suite "
             f"that has one{remedy}."
         )
-    if inside.split == "val":
+    validation = validation_of(inside.dataset)
+    if validation is None:
         raise DataError(
-            f"suite {suite.name} scores split val itself, so {purpose} on it; "
+            f"{inside.dataset} has no labelled pictures on which nothing is reported, so "
+            f"{purpose}; its validation pictures are what suite {suite.name} scores{remedy}."
+        )
+    if inside.split == validation:
+        raise DataError(
+            f"suite {suite.name} scores split {validation} itself, so {purpose} on it; "
             f"score a suite with a split test{remedy}."
         )
     classes = f"{inside.classes}/{half}" if half else inside.classes
-    dataset = open_dataset(inside.dataset, "val", how.root, classes=classes)
+    dataset = open_dataset(inside.dataset, validation, how.root, classes=classes)
     templates = templates_for(suite.templates, how.root)
     return Unit(spread(dataset, how.limit), templates, dataset.classes)
 
@@ -210,7 +180,7 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
         for position, move in moves.items():
             move()
-            parts[position].append(_select(scorers[position](images).float(), unit.columns))
+            parts[position].append(select_columns(scorers[position](images).float(), unit.columns))
             if how.progress is not None:
                 how.progress(len(images))
     return {
@@ -225,8 +195,8 @@ def stay() -> None:
     """Leave the weights where they are."""
 
 
-def _select(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:
-    """Give every class the largest logit of its columns."""
+def select_columns(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:
+    """Give every class the largest logit of its columns, (B, C) to (B, number of classes)."""
     if columns is None:
         return logits
     return torch.stack([logits[:, list(own)].amax(dim=1) for own in columns], dim=1)

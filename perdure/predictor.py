@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import stored, towers
+from . import heads, stored, towers
 from .batch import Pairs
-from .errors import SurgeryError, TaskError
+from .errors import TaskError
 from .inputs import Preprocess, Tokenizer, tokenize_prompts
 from .stored import ModelSource
-from .surgery.operations import Surgery, from_record, inner_first, to_record, with_alpha
+from .surgery import operations
+from .surgery.operations import Surgery, with_alpha
+from .surgery.slots import slots_of
 
 __all__ = ["ModelSource", "Pairs", "Predictor", "Preprocess", "Tokenizer"]
 
@@ -77,7 +79,16 @@ class Predictor(nn.Module):
         return self.scale.device
 
     def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
-        """Embed images (B, 3, H, W) and tokens (N, L); matched rows where B = N."""
+        """Embed images (B, 3, H, W) and tokens (N, L); matched rows where B = N.
+
+        Raises:
+            TaskError: If images are projected away from the space of the texts.
+        """
+        if heads.texts_apart(self.surgeries):
+            raise TaskError(
+                f"this {self.source.name} is a student whose images live in the space of its "
+                "teacher, so they cannot be compared with its own texts; start from another model."
+            )
         return Pairs(self.encode_image(images), self.encode_text(tokens), self.scale)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -97,16 +108,13 @@ class Predictor(nn.Module):
         return towers.trim(self.clip, tokens)
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Tokenise every name in every template, (C, T, L), on the host.
+        """Tokenise every name in every template, (C, T, L), on the host; with contexts (C, 1, L).
 
         Raises:
-            TaskError: If there is no name or template, or a template has no place for the name.
+            TaskError: If a name or template is missing, or contexts belong to other classes.
         """
-        if not names or not templates:
-            raise TaskError(
-                f"{len(names)} class names and {len(templates)} templates make no prompt; "
-                "at least one of each is needed."
-            )
+        if (slots := slots_of(self.surgeries)) is not None:
+            return slots.prompts(self.tokenizer, names)
         return tokenize_prompts(self.tokenizer, names, templates)
 
     def class_features(self, prompts: Tensor) -> Tensor:
@@ -130,7 +138,7 @@ class Predictor(nn.Module):
         The rows of the head, divided by the scale and without the bias, if it was trained on all
         `names`; the text tower's class features otherwise. `logits_fn` also keeps the bias.
         """
-        columns = self._columns(names)
+        columns = heads.columns(self.head, self.classes, names, self.surgeries)
         if self.head is None or columns is None:
             return self.class_features(self.prompts(names, templates))
         return self.head.weight[columns] / self.scale
@@ -160,7 +168,7 @@ class Predictor(nn.Module):
         Uses the head's rows if a head was trained on all `names`, else the text tower; the class
         weights are computed once, here.
         """
-        columns = self._columns(names)
+        columns = heads.columns(self.head, self.classes, names, self.surgeries)
         if self.head is None or columns is None:
             weight = self.scale * self.class_features(self.prompts(names, templates))
             bias = None
@@ -182,10 +190,11 @@ class Predictor(nn.Module):
 
         Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), section 2.
         """
-        features = self.class_features(self.prompts(names, templates))
-        self.head = head = stored.empty_head(features.shape[1], len(names)).to(features.device)
-        head.weight.copy_(features * self.scale)
-        head.bias.zero_()
+        self.keep_rows(names, templates, self.class_features(self.prompts(names, templates)))
+
+    def keep_rows(self, names: Sequence[str], templates: Sequence[str], rows: Tensor) -> None:
+        """Put a linear head on the image tower that scores as class rows (C, D) do."""
+        self.head = heads.head_of(rows, self.scale)
         self.classes, self.templates = tuple(names), tuple(templates)
 
     def drop_head(self) -> None:
@@ -206,16 +215,20 @@ class Predictor(nn.Module):
         Raises:
             SurgeryError: If the towers have no place for them, or have them already.
         """
-        before = {name for name, _ in self.named_parameters()}
+        before = self.state_dict().keys()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             surgery.attach(self.clip)
-        self._added |= {name for name, _ in self.named_parameters()} - before
+        self._added |= self.state_dict().keys() - before
         self.surgeries = (*self.surgeries, surgery)
 
     def added(self) -> dict[str, nn.Parameter]:
         """Return the live parameters of the added modules by their names in this predictor."""
         return {name: value for name, value in self.named_parameters() if name in self._added}
+
+    def added_state(self) -> dict[str, Tensor]:
+        """Return the live parameters and buffers of the added modules, as `state_dict` does."""
+        return {name: value for name, value in self.state_dict().items() if name in self._added}
 
     def set_alpha(self, alpha: float) -> None:
         """Set the strength of all added modules.
@@ -223,13 +236,15 @@ class Predictor(nn.Module):
         Raises:
             SurgeryError: If there are none, or alpha is out of range.
         """
-        self._require_surgeries(f"alpha cannot be set to {alpha}")
+        operations.require_any(self.surgeries, f"alpha cannot be {alpha}", self.source.name)
         for surgery in self.surgeries:
             surgery.set_alpha(self.clip, alpha)
         self.surgeries = tuple(with_alpha(surgery, alpha) for surgery in self.surgeries)
 
     def fold(self, alpha: float | None = None) -> Predictor:
         """Return an independent copy without added modules, a plain CLIP, in evaluation mode.
+
+        Modules that cannot be folded stay; their weights take the strength, which is then 1.
 
         Args:
             alpha: Strength of the added modules, where there are any; None for their own.
@@ -239,16 +254,19 @@ class Predictor(nn.Module):
                 is out of range.
         """
         if alpha is not None:
-            self._require_surgeries(f"alpha is {alpha}")
+            operations.require_any(self.surgeries, f"alpha is {alpha}", self.source.name)
         plain = self.copy()
-        for surgery in inner_first(self.surgeries):
-            surgery.fold(plain.clip, surgery.alpha if alpha is None else alpha)
-        plain.surgeries, plain._added = (), frozenset()
+        plain.surgeries = operations.fold_all(plain.clip, self.surgeries, alpha)
+        plain._added &= plain.state_dict().keys()
         return plain
+
+    def plain(self) -> Predictor:
+        """Return this predictor itself where nothing was added to it, else its `fold()`."""
+        return self.fold() if self.surgeries else self
 
     @contextmanager
     def folded(self, alpha: float | None = None) -> Iterator[Predictor]:
-        """Be a plain CLIP inside the block; after it everything is back, bit for bit.
+        """Be what `fold` returns inside the block; after it everything is back, bit for bit.
 
         Args:
             alpha: Strength of the added modules; None for their own.
@@ -256,10 +274,11 @@ class Predictor(nn.Module):
         Raises:
             SurgeryError: If there are none, as inside another such block, or alpha is out of range.
         """
-        self._require_surgeries("there is nothing to fold")
+        operations.require_any(self.surgeries, "there is nothing to fold", self.source.name)
         kept = self.clip, self.surgeries, self._added
         # Another set of weights, and not a subtraction: that would leave rounding errors behind.
-        self.clip, self.surgeries, self._added = self.fold(alpha).clip, (), frozenset()
+        plain = self.fold(alpha)
+        self.clip, self.surgeries, self._added = plain.clip, plain.surgeries, plain._added
         try:
             yield self
         finally:
@@ -280,7 +299,9 @@ class Predictor(nn.Module):
             "templates": self.templates,
         }
         if self.surgeries:
-            record["surgeries"] = [to_record(surgery) for surgery in self.surgeries]
+            record["surgeries"] = [operations.to_record(surgery) for surgery in self.surgeries]
+        if self.head is not None:
+            record["head_width"] = self.head.in_features
         stored.write(self, self.tokenizer, record, Path(path))
 
     @classmethod
@@ -293,6 +314,11 @@ class Predictor(nn.Module):
         return stored.read(Path(path), cls._described).eval()
 
     @classmethod
+    def described(cls, path: Path) -> Predictor:
+        """Build what `save` described, with any weights; raises as `load` does."""
+        return stored.describe(Path(path), cls._described).eval()
+
+    @classmethod
     def _described(cls, record: dict[str, Any], path: Path) -> Predictor:
         """Build, with random weights, what a `predictor.json` describes."""
         source, tokenizer, preprocess = stored.parts(record, path)
@@ -301,10 +327,10 @@ class Predictor(nn.Module):
         predictor.classes = tuple(map(str, record["classes"]))
         predictor.templates = tuple(map(str, record["templates"]))
         if predictor.classes:
-            width = source.config["model_cfg"]["embed_dim"]
-            predictor.head = stored.empty_head(width, len(predictor.classes))
+            width = record.get("head_width", source.config["model_cfg"]["embed_dim"])
+            predictor.head = stored.empty_head(int(width), len(predictor.classes))
         for entry in record.get("surgeries", ()):
-            predictor.attach(from_record(entry))
+            predictor.attach(operations.from_record(entry))
         return predictor
 
     def export_open_clip(self, path: Path) -> None:
@@ -313,25 +339,12 @@ class Predictor(nn.Module):
         Holds `open_clip_config.json` and `open_clip_model.safetensors`; where there is a head also
         `head.safetensors` (weight (C, D), bias (C,)) and `classes.json`. The head takes unit rows.
         A vocabulary that open_clip does not know is named in the configuration under "perdure",
-        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded.
+        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded;
+        those that cannot be raise SurgeryError.
         """
+        operations.require_plain(self.surgeries)
         names = {"classes": self.classes, "templates": self.templates}
         plain = self.fold() if self.surgeries else self
         stored.write_open_clip(
             plain.clip, self.tokenizer, self.source.config, Path(path), self.head, names
         )
-
-    def _require_surgeries(self, what: str) -> None:
-        if not self.surgeries:
-            raise SurgeryError(
-                f"{what}: {self.source.name} has no added modules, or is folded; to interpolate "
-                "whole models use `perdure merge wise-ft`."
-            )
-
-    def _columns(self, names: Sequence[str]) -> Tensor | None:
-        """Return the head's row of each name; None if there is no head or it lacks one."""
-        if self.head is None or not set(names) <= set(self.classes):
-            return None
-        if tuple(names) == self.classes:  # two classes of one name keep their own rows
-            return torch.arange(len(names), device=self.device)
-        return torch.tensor([self.classes.index(name) for name in names], device=self.device)

@@ -9,25 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 import yaml
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, ErrorDetails, core_schema
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from .documents import Table, find_recipe, override, read_document
 from .errors import RecipeError, nearest
-from .method import Method, parse_method
+from .method import AsIs, Method, parse_method
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class _AsIs:
-    """Keeps pydantic from looking into a value that was parsed elsewhere."""
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.any_schema()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +37,8 @@ class ModelSpec(_Table):
     weights: str | None = None
     """open_clip tag, such as "openai", or a file of weights"""
     init: Path | None = None
-    """Run directory to start from instead, as in LP-FT; "{seed}" in it becomes the seed"""
+    """Tuned model to start from instead, as in LP-FT: a run, or a checkpoint that another program
+    made of the model above; "{seed}" in it becomes the seed"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +54,17 @@ class DataSpec(_Table):
     classes: str = "all"
     """"all", or the name of a part that the data set defines, such as "base"; "all/seen-0" is one
     of two random halves of the classes, "all/hidden-0" the other"""
+    sampling: Literal["own", "coop"] = "own"
+    """How `shots` are chosen: as the data set does, or the published subsets of each seed, which
+    for validation take at most 4 images per class"""
     templates: tuple[str, ...] | str | None = None
     """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
-    augment: Literal["none", "flip-shift", "crop", "crop-flip"] = "none"
-    """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror"""
+    damaged: Literal["error", "skip"] = "error"
+    """What happens to damaged samples of shards (`name: wds`): training does not start, or they are
+    left out and counted"""
+    augment: Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"] = "none"
+    """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror; crop to .08
+    to 1 and mirror"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +94,13 @@ class OptimSpec(_Table):
     """Share of the run in which the rate rises"""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps in which the rate rises, instead of a share"""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """How the rate goes on after the warm-up: along half a cosine to 0, or as it is"""
+    schedule: Literal["cosine", "constant", "cosine-epochs"] = "cosine"
+    """How the rate goes on after the warm-up: along half a cosine to 0, or as it is.
+    "cosine-epochs" changes it between epochs only, as published recipes of prompt learners do"""
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """First epochs of "cosine-epochs" that are run at `warmup_lr`"""
+    warmup_lr: Positive = 1e-5
+    """Constant rate in the warm-up of "cosine-epochs" schedules"""
     clip_norm: Positive | None = None
     """Largest norm of the (unscaled) gradient; None, as published by TRACER, does not clip"""
 
@@ -106,6 +110,15 @@ class OptimSpec(_Table):
             raise ValueError("give either epochs or steps")
         if self.warmup and self.warmup_steps is not None:
             raise ValueError("give warmup (a share) or warmup_steps, not both")
+        if self.schedule == "cosine-epochs":
+            if self.epochs is None:
+                raise ValueError("schedule is 'cosine-epochs', which needs epochs and not steps")
+            if self.warmup or self.warmup_steps:
+                raise ValueError("schedule is 'cosine-epochs', whose warm-up is warmup_epochs")
+        elif self.warmup_epochs:
+            raise ValueError(
+                "warmup_epochs belongs to the schedule 'cosine-epochs'; use warmup or warmup_steps"
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the run in optimiser steps."""
@@ -170,7 +183,7 @@ class Recipe(_Table):
 
     model: ModelSpec
     data: DataSpec
-    method: Annotated[Method, _AsIs()]
+    method: Annotated[Method, AsIs()]
     optim: OptimSpec
     validate: ValidateSpec = field(default_factory=ValidateSpec)
     run: RunSpec = field(default_factory=RunSpec)

@@ -24,6 +24,9 @@ from .rundir import is_run, require_readable, runs_in
 Splits = Mapping[str, Mapping[str, Any]]
 """Split name to its entry in a score file."""
 
+HARMONIC = {"harmonic": ("base", "novel"), "harmonic_ood": ("base_ood", "novel_ood")}
+"""Words for harmonic means, and the two words they are of"""
+
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What reading raises where a file holds something else than perdure writes"""
 
@@ -34,7 +37,9 @@ class Record:
 
     path: Path
     method: str
-    """Registry name; `zero-shot` for an untouched model, `soup` for a mean of runs"""
+    """Registry name; `zero-shot` for an untouched model, `checkpoint` for what another program
+    made of one, `soup` for a mean of runs, `ft + ties` for
+    other merges"""
     alpha: float | None
     """Share of the tuned weights where weights were interpolated"""
     seed: int | None
@@ -85,6 +90,10 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
+_LEAVES_OUT = {"art": "corrupt", "without_objectnet": "objectnet"}
+"""Means over shifted sets but one, which exist where that one does"""
+
+
 def summary(splits: Splits) -> dict[str, float]:
     """Return what the splits of one model come to, as far as their roles allow.
 
@@ -100,15 +109,20 @@ def summary(splits: Splits) -> dict[str, float]:
         ("id", of_role.get("id"), "accuracy"),
         ("ood", shifted, "accuracy"),
         ("art", [name for name in shifted if name != "corrupt"], "accuracy"),
+        ("without_objectnet", [name for name in shifted if name != "objectnet"], "accuracy"),
         ("base", of_role.get("base"), "accuracy"),
         ("novel", of_role.get("novel"), "accuracy"),
+        ("base_ood", of_role.get("base_ood"), "accuracy"),
+        ("novel_ood", of_role.get("novel_ood"), "accuracy"),
+        ("target", of_role.get("target"), "accuracy"),
         ("ece_id", of_role.get("id"), "ece"),
         ("ece_ood", shifted, "ece"),
     ):
-        if names and (word != "art" or "corrupt" in shifted):
+        if names and _LEAVES_OUT.get(word, names[0]) in (*names, *shifted):
             values[word] = float(np.mean([ours[name][metric] for name in names]))
-    if "base" in values and "novel" in values:
-        values["harmonic"] = harmonic_mean(values["base"], values["novel"])
+    for word, (base, novel) in HARMONIC.items():
+        if base in values and novel in values:
+            values[word] = harmonic_mean(values[base], values[novel])
     return values
 
 
@@ -126,21 +140,26 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         methods = [method for method, _, _, _ in inputs if method != "zero-shot"]
         kind = str(document["kind"])
         settings: dict[str, Any] = {
-            "kind": kind,
-            "alpha": document.get("alpha"),
-            "shares": document.get("shares"),
+            "alpha": None,
+            "shares": None,
+            **{key: value for key, value in document.items() if key != "greedy"},
             # A soup of three seeds is one thing, whatever the seeds: members in any order.
             "inputs": sorted(key_of(inner) for _, _, _, inner in inputs),
         }
-        method = methods[-1] if kind == "wise-ft" and methods else kind
-        return method, document.get("alpha"), seeds.pop() if len(seeds) == 1 else None, settings
+        method = kind
+        if methods and kind not in ("soup", "zero-shot", "checkpoint"):
+            method = methods[-1] if kind == "wise-ft" else f"{methods[-1]} + {kind}"
+        alpha = document.get("alpha") if kind == "wise-ft" else None
+        return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
     if "method" in document:
         flat = _flatten(document)
         for key in ("seed", *(f"run.{name}" for name in HOW)):
             flat.pop(key, None)
         seed = document.get("seed")
         return str(document["method"]["name"]), None, seed, flat
-    return "zero-shot", None, None, _flatten(document)
+    named = str(document.get("model"))  # as the documents of untouched models have it
+    foreign = "@" in named and not named.startswith("hf-hub:")
+    return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
 
 
 def _origin(entry: Mapping[str, Any]) -> Mapping[str, Any]:

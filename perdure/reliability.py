@@ -126,8 +126,21 @@ def nll(logits: Floats, labels: Labels) -> float:
     Raises:
         DataError: As `top1`.
     """
+    return float(np.mean(nll_rows(logits, labels)))
+
+
+def nll_rows(logits: Floats, labels: Labels) -> Floats:
+    """Return the negative log-likelihood of every label, in nats, float64 (N,).
+
+    Raises:
+        DataError: As `top1`.
+    """
     require_rows(logits, labels)
-    return _nll(logits, labels, 1.0)
+    exact = logits.astype(np.float64)
+    shifted = exact - exact.max(axis=1, keepdims=True)
+    chosen = shifted[np.arange(len(labels)), labels]
+    rows: Floats = np.log(np.exp(shifted).sum(axis=1)) - chosen
+    return rows
 
 
 def brier(logits: Floats, labels: Labels) -> float:
@@ -217,13 +230,6 @@ def _bins(confidence: Floats, correct: Booleans, bins: int) -> NDArray[np.intp]:
     edges = np.linspace(0.0, 1.0, bins + 1, dtype=np.float32)
     # Index `bins` is the bin of exactly 1 (or a rounding error above).
     return np.searchsorted(edges, confidence.astype(np.float32), side="right") - 1
-
-
-def _nll(logits: Floats, labels: Labels, inverse: float) -> float:
-    scaled = logits.astype(np.float64) * inverse
-    shifted = scaled - scaled.max(axis=1, keepdims=True)
-    chosen = shifted[np.arange(len(labels)), labels]
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - chosen))
 
 
 def _temperature_slope(logits: Floats, labels: Labels, inverse: float) -> tuple[float, float]:

@@ -4,9 +4,12 @@ Words: `id` is the accuracy on the split of role "id"; `ood` the unweighted mean
 splits of role "ood"; `art` the same without `corrupt`, whose pictures come from the training
 domain; `ece` the expected calibration error with 15 equal-width bins over a whole set; `ece_ood`
 the unweighted mean of the shifted sets' errors; `forgetting` the OOD accuracy of the zero-shot
-model minus that of the run; `base`, `novel` and `harmonic` the accuracies on trained and held-out
-classes and the harmonic mean of these averages. Values are shares in [0, 1]; only Markdown prints
-per cent.
+model minus that of the run; `base` and `novel` the accuracies on trained and held-out classes,
+`base_ood` and `novel_ood` those on shifted images of them; `target` the unweighted mean accuracy
+over tasks that were never trained on. `harmonic` is the harmonic mean of the averages over seeds of
+`base` and `novel`, as in published tables, and its spread that of the seeds' own harmonic means;
+`mean_harmonic` is the mean of these. `harmonic_ood` and `mean_harmonic_ood` likewise. Values are
+shares in [0, 1]; only Markdown prints per cent.
 """
 
 from __future__ import annotations
@@ -18,11 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .comparison import above_curve, at_equal_id, over_seeds, paired_difference
+from .comparison import (
+    above_curve,
+    at_equal_id,
+    over_seeds,
+    paired_difference,
+    paired_harmonic_difference,
+)
 from .errors import RunError
 from .groups import Family, Group, check_comparable, families, group, zero_shot
-from .metrics import harmonic_mean
-from .records import Record, expand, hint, point, read, summary
+from .metrics import harmonic_of_means
+from .records import HARMONIC, Record, expand, hint, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
 
 if TYPE_CHECKING:
@@ -106,12 +115,11 @@ def _row(one: Group, start: Record | None) -> Row:
             values["forgetting"] = before["ood"] - values["ood"]
     first = one.first
     averages = {word: over_seeds([one[word] for one in summaries]) for word in summaries[0]}
-    if "harmonic" in averages:
-        # Published tables take the harmonic mean of the averages, not the average of the means.
-        base, novel = averages["base"].mean, averages["novel"].mean
-        assert base is not None
-        assert novel is not None
-        averages["harmonic"] = averages["harmonic"]._replace(mean=harmonic_mean(base, novel))
+    for word, (base, novel) in HARMONIC.items():
+        if word in averages:
+            averages[f"mean_{word}"] = averages[word]
+            mean = harmonic_of_means(*([one[name] for one in summaries] for name in (base, novel)))
+            averages[word] = averages[word]._replace(mean=mean)
     return Row(
         label=one.label,
         method=first.method,
@@ -141,14 +149,24 @@ def _pairs(groups: Sequence[Group], against: str | None) -> tuple[Pair, ...]:
         }
     roles = {name: entry["role"] for name, entry in groups[0].first.splits.items()}
     pairs = []
+    members = {
+        role: [name for name, found in roles.items() if found == role]
+        for role in dict.fromkeys(roles.values())
+    }
     for first, second in chosen:
-        gaps = {}
-        for role in dict.fromkeys(roles.values()):
-            names = [name for name, found in roles.items() if found == role]
-            gaps[role] = paired_difference(
-                {name: shares[first.label][name] for name in names},
-                {name: shares[second.label][name] for name in names},
-            )
+        ours, theirs = (
+            {
+                role: {name: shares[one.label][name] for name in names}
+                for role, names in members.items()
+            }
+            for one in (first, second)
+        )
+        gaps = {role: paired_difference(ours[role], theirs[role]) for role in members}
+        for word, halves in HARMONIC.items():
+            if members.keys() >= set(halves):
+                gaps[word] = paired_harmonic_difference(
+                    [ours[role] for role in halves], [theirs[role] for role in halves]
+                )
         pairs.append(Pair(first.label, second.label, gaps))
     return tuple(pairs)
 

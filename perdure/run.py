@@ -205,11 +205,7 @@ class Run:
 
     def finish(self, predictor: Predictor, *, keep_states: bool, **status: Any) -> None:
         """Write the result; `predictor/` comes last, because it says that the run is finished."""
-        note = None
-        try:
-            predictor.fold().export_open_clip(self.path / "model")
-        except SurgeryError as error:  # some methods leave modules that plain CLIP cannot hold
-            note = f"no model/: {error}"
+        note = write_model(predictor, self.path / "model")
         before = self.status()
         self.update_status(state="finished", note=note, **status)
         try:
@@ -238,6 +234,15 @@ class Run:
                 f"`perdure eval {self.path} --suite {suite}`."
             )
         return read_json(path)
+
+
+def write_model(predictor: Predictor, path: Path) -> str | None:
+    """Write what plain open_clip loads; where it cannot hold all modules, return why, as a note."""
+    try:
+        predictor.fold().export_open_clip(path)
+    except SurgeryError as error:
+        return f"no model/: {error}"
+    return None
 
 
 def _row(line: str) -> dict[str, Any] | None:

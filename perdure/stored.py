@@ -72,20 +72,7 @@ def read(path: Path, build: Callable[[dict[str, Any], Path], Model]) -> Model:
     Raises:
         WeightsError: If a file is missing, damaged or of a newer format.
     """
-    file = path / "predictor.json"
-    record = read_json(file)
-    if record.get("format") not in (FORMAT, FORMAT_WITH_SURGERIES):
-        raise WeightsError(
-            f"{file} has format {record.get('format')!r}; this version of perdure reads formats "
-            f"{FORMAT} and {FORMAT_WITH_SURGERIES}. Use the version that wrote it."
-        )
-    try:
-        model = build(record, path)
-    except (LookupError, TypeError, ValueError, AttributeError, OSError, SurgeryError) as error:
-        raise WeightsError(
-            f"{file} does not describe a predictor ({type(error).__name__}: {error}). The "
-            "directory is damaged or was changed by hand; make it again."
-        ) from error
+    model = describe(path, build)
     try:
         load_model(model, path / "predictor.safetensors")
     except (SafetensorError, RuntimeError, OSError) as error:
@@ -94,6 +81,28 @@ def read(path: Path, build: Callable[[dict[str, Any], Path], Model]) -> Model:
             "or was changed by hand; make it again."
         ) from error
     return model
+
+
+def describe(path: Path, build: Callable[[dict[str, Any], Path], Model]) -> Model:
+    """Build what `write` described, with the weights that `build` gives it.
+
+    Raises:
+        WeightsError: If `predictor.json` is missing, damaged or of a newer format.
+    """
+    file = path / "predictor.json"
+    record = read_json(file)
+    if record.get("format") not in (FORMAT, FORMAT_WITH_SURGERIES):
+        raise WeightsError(
+            f"{file} has format {record.get('format')!r}; this version of perdure reads formats "
+            f"{FORMAT} and {FORMAT_WITH_SURGERIES}. Use the version that wrote it."
+        )
+    try:
+        return build(record, path)
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, SurgeryError) as error:
+        raise WeightsError(
+            f"{file} does not describe a predictor ({type(error).__name__}: {error}). The "
+            "directory is damaged or was changed by hand; make it again."
+        ) from error
 
 
 def parts(record: Mapping[str, Any], path: Path) -> tuple[ModelSource, Tokenizer, Preprocess]:

@@ -31,7 +31,7 @@ class Subject:
     """Run directory, if it is one"""
 
     def predictor(self, alpha: float | None = None) -> Predictor:
-        """Load the predictor, on the CPU, as plain CLIP without added modules.
+        """Load the predictor, on the CPU, as plain CLIP; modules that cannot be folded stay.
 
         Args:
             alpha: Strength at which a run's added modules, if it has any, are folded; None for
@@ -77,7 +77,8 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
 
     Args:
         name: A run, its directory, a directory of added modules (adapter-only checkpoint or folder
-            of peft), a bundled model, or anything `perdure.zoo.load` knows.
+            of peft), a bundled model, anything `perdure.zoo.load` knows, or MODEL@PATH, where PATH
+            is a checkpoint that another program made of MODEL (`perdure.foreign.read_tuned`).
         weights: Tag or file of weights, where `name` is an architecture.
 
     Raises:
@@ -87,6 +88,12 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
     if isinstance(name, Subject):
         return name
     path = Path(name) if isinstance(name, (str, Path)) else name.path
+    tuned = tuned_part(str(name)) if isinstance(name, (str, Path)) else None
+    if tuned is not None and not tuned[1].exists():
+        raise RunError(
+            f"{name} stands for the checkpoint {tuned[1]} on the model {tuned[0]}, but there is no "
+            "such file or directory."
+        )
     if is_run(path):
         require_readable(path)
         return Subject(str(path), run=path)
@@ -104,6 +111,17 @@ def find(name: Subject | Run | Path | str, weights: str | None = None) -> Subjec
     return Subject(str(path) if isinstance(name, Path) else str(name), weights)
 
 
+def tuned_part(name: str) -> tuple[str, Path] | None:
+    """Return base model and checkpoint of a name such as "ViT-B-16/openai@model.pth.tar-50".
+
+    None where a name has no such part, or is itself the path of something.
+    """
+    base, at, path = name.partition("@")
+    if not (base and at and path) or name.startswith("hf-hub:") or Path(name).exists():
+        return None
+    return base, Path(path).expanduser()
+
+
 def is_kept_apart(path: Path) -> bool:
     """Return whether a path is a directory of added modules without their base model."""
     from . import adapters, peft_format
@@ -114,8 +132,12 @@ def is_kept_apart(path: Path) -> bool:
 def _named(name: str, weights: str | None) -> Predictor:
     """Load a model by name, or added modules from a directory together with their base model."""
     from . import adapters, peft_format, zoo
+    from .foreign import read_tuned
 
     path = Path(name)
+    tuned = tuned_part(name)
+    if tuned is not None:
+        return read_tuned(tuned[1], zoo.load(tuned[0], weights))
     if not is_kept_apart(path):
         return zoo.load(name, weights)
     if weights is not None:

@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 from .comparison import Difference, Reading
 from .groups import Knob
 
-WORDS = ("id", "ood", "art", "base", "novel", "harmonic", "ece_id", "ece_ood", "forgetting")
+WORDS = (
+    *("id", "ood", "art", "base", "novel", "harmonic", "mean_harmonic"),
+    *("base_ood", "novel_ood", "harmonic_ood", "mean_harmonic_ood", "target"),
+    *("ece_id", "ece_ood", "forgetting"),
+)
+"""In the order of columns"""
 
 
 class Row(NamedTuple):
@@ -37,7 +42,8 @@ class Pair(NamedTuple):
     first: str
     second: str
     values: dict[str, Difference]
-    """Role of the splits ("id", "ood", ...), which are averaged, to the difference"""
+    """Role of the splits ("id", "ood", ...), which are averaged, or word of a harmonic mean of two
+    such averages, to the difference"""
 
 
 class Equal(NamedTuple):

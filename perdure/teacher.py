@@ -55,6 +55,11 @@ class Teacher(nn.Module):
         if self._mix is not None and k is not None:
             self.average.mix_(trainable(student), self._mix(k))
 
+    def restart(self, student: Predictor) -> None:
+        """Begin again at the student's weights; a teacher that never moves stays where it is."""
+        if self._mix is not None:
+            self.average.mix_(trainable(student), 1.0)
+
     @torch.no_grad()
     def write_to(self, predictor: Predictor) -> None:
         """Give a copy of the student the teacher's weights."""

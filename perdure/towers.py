@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from . import checkpoints
 from .errors import TaskError, WeightsError
 from .extras import require
 
@@ -68,44 +67,13 @@ def require_text_tower(text_config: Any) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict, on the CPU, from safetensors or a plain torch checkpoint.
 
-    Unwraps `{"state_dict": ...}` and the "module." prefix of data-parallel training. Pickled
-    objects are refused: unpickling them would run code from the file.
+    Unwraps what training scripts put around it, see `checkpoints`. Pickled objects are refused:
+    unpickling them would run code from the file.
 
     Raises:
         WeightsError: If the file is missing, damaged, or holds more than tensors.
     """
-    if not path.is_file():
-        raise WeightsError(
-            f"no file {path}; expected .safetensors, or a checkpoint of torch.save(state_dict)."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of doubts about the format; it may yet be fine
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader raises whatever a damaged file makes it stumble on
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise WeightsError(
-            f"cannot read weights from {path} ({reason}). Allowed are safetensors files and "
-            "checkpoints that hold tensors only; TorchScript archives and pickled models are "
-            "refused because loading them would run their code. "
-            "Save model.state_dict() with safetensors and use that file."
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    plain = isinstance(content, dict) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
-    if not plain or len(content) == 0:
-        raise WeightsError(
-            f"{path} holds no plain state dict; expected a mapping of names to tensors. "
-            "Save model.state_dict() alone."
-        )
-    if all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return dict(content)
+    return checkpoints.state_dict(checkpoints.read(path), path)
 
 
 def fill(clip: nn.Module, state: dict[str, Tensor], where: str) -> None:
@@ -207,8 +175,10 @@ def checkpoint(clip: Any) -> None:
         numbers = [each for part in parts for each in part.parameters(recurse=False)]
         if not any(each.requires_grad for each in numbers):
             continue
-        able = any(getattr(part, "grad_checkpointing", False) for part in parts)
-        normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in parts)
+        able = [part for part in parts if getattr(part, "grad_checkpointing", False)]
+        # What stands outside of the parts that compute again, as a projector, sees a batch once.
+        again = [inner for part in able or parts for inner in part.modules()]
+        normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in again)
         if not able or normalises:
             why = "has batch normalisation" if normalises else "cannot compute its blocks again"
             raise TaskError(

@@ -63,7 +63,8 @@ class VideoEncoder(nn.Module):
         alpha: Strength of the temporal part, in [0, 1].
 
     Raises:
-        SurgeryError: If the predictor has modules that are not folded, or numbers are out of range.
+        SurgeryError: If the predictor has modules that could be folded, or numbers are out of
+            range.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class VideoEncoder(nn.Module):
         alpha: float = 1.0,
     ) -> None:
         super().__init__()
-        if predictor.surgeries:
+        if any(surgery.foldable for surgery in predictor.surgeries):
             raise SurgeryError(
                 f"{predictor.source.name} has added modules; give the video encoder a plain model: "
                 "predictor.fold(alpha)."

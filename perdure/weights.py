@@ -35,8 +35,8 @@ def lerp(a: Weights, b: Weights, t: float) -> dict[str, Tensor]:
     Raises:
         WeightsError: If the keys or shapes differ; names the first three that do.
     """
-    _require_same(a, b)
-    return {name: _lerp_one(tensor, b[name], t) for name, tensor in a.items()}
+    require_same(a, b)
+    return {name: lerp_tensor(tensor, b[name], t) for name, tensor in a.items()}
 
 
 def mean(members: Sequence[Weights], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def mean(members: Sequence[Weights], shares: Sequence[float] | None = None) -> d
     parts = _normalised(shares, len(members))
     first = members[0]
     for other in members[1:]:
-        _require_same(first, other)
+        require_same(first, other)
     main = members[parts.index(max(parts))]
     result = {}
     for name, tensor in first.items():
@@ -77,7 +77,7 @@ def distance(a: Weights, b: Weights, reduction: Literal["sum", "mean"]) -> Tenso
     Raises:
         WeightsError: If the keys or shapes differ, or there are none.
     """
-    _require_same(a, b)
+    require_same(a, b)
     if not a:
         raise WeightsError("the distance of no weights is undefined; pass at least one tensor.")
     total = torch.stack([(tensor - b[name]).square().sum() for name, tensor in a.items()]).sum()
@@ -250,7 +250,7 @@ class Snapshot(nn.Module):
             WeightsError: If names or shapes differ.
         """
         mine = self.values()
-        _require_same(mine, new)
+        require_same(mine, new)
         targets = [
             new[name] if new[name].dtype == tensor.dtype else new[name].to(tensor.dtype)
             for name, tensor in mine.items()
@@ -263,14 +263,20 @@ def _buffer(name: str) -> str:
     return name.replace(".", "/")
 
 
-def _lerp_one(a: Tensor, b: Tensor, t: float) -> Tensor:
+def lerp_tensor(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Return (1 - t) a + t b of two tensors of one shape, as `lerp` does for each name."""
     if not a.is_floating_point():
         return b if t >= 0.5 else a
     dtype = torch.promote_types(a.dtype, b.dtype)
     return torch.lerp(a.to(dtype), b.to(dtype), t)
 
 
-def _require_same(a: Weights, b: Weights) -> None:
+def require_same(a: Weights, b: Weights) -> None:
+    """Refuse weights whose names or shapes differ.
+
+    Raises:
+        WeightsError: Names the first three that do.
+    """
     if a.keys() != b.keys():
         raise WeightsError(
             "the two sets of weights hold different names: "

@@ -50,7 +50,8 @@ def load(name: str, weights: str | None = None) -> Predictor:
 
     Args:
         name: "perdure-tiny", an architecture of open_clip ("ViT-B-16"), "ARCH/TAG",
-            "local-dir:PATH", "hf-hub:ORG/REPO", or a directory that perdure or open_clip wrote.
+            "local-dir:PATH", "hf-hub:ORG/REPO", or a directory that perdure, open_clip or, for a
+            CLIPModel, transformers wrote.
         weights: For an architecture, a tag of open_clip, the path of a state dict, or "random".
             A file does not say its activation: weights that descend from OpenAI's need an
             architecture whose name ends in "-quickgelu". For "perdure-tiny" and directories, None
@@ -65,6 +66,12 @@ def load(name: str, weights: str | None = None) -> Predictor:
     if name.startswith("local-dir:"):
         return _open_directory(Path(name.removeprefix("local-dir:")), name, weights)
     if Path(name).is_dir():
+        from . import hf_clip
+
+        own = any((Path(name) / file).is_file() for file in (_CONFIG, "predictor.json"))
+        if not own and hf_clip.is_hf_clip(Path(name)):
+            _refuse_second(name, weights)
+            return _open_hf(Path(name), name)
         if not (Path(name) / "predictor.json").is_file():
             return _open_directory(Path(name), name, weights)
         from .predictor import Predictor
@@ -76,6 +83,15 @@ def load(name: str, weights: str | None = None) -> Predictor:
         require("huggingface_hub", name)
         return _create(name, None, quick_gelu=False)
     return _open_architecture(name, weights)
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a directory holds a model that `load` reads: perdure's, open_clip's, HF's."""
+    from . import hf_clip
+
+    if any((path / file).is_file() for file in (_CONFIG, "predictor.json")):
+        return True
+    return hf_clip.is_hf_clip(path)
 
 
 def random_clip(seed: int = 0, **overrides: Any) -> Predictor:
@@ -218,6 +234,17 @@ def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
             f"{path / _CONFIG} does not describe a model ({type(error).__name__}: {error}); "
             "restore it or make it again."
         ) from error
+
+
+def _open_hf(path: Path, name: str) -> Predictor:
+    """Open a directory of transformers that holds a CLIP."""
+    from . import hf_clip
+    from .towers import build, fill
+
+    config = hf_clip.model_config(path)
+    clip = build(config)
+    fill(clip, hf_clip.read_state(path), name)
+    return _describe(clip, name, "", config, hf_clip.pixel_config(path))
 
 
 def _describe(

@@ -16,6 +16,7 @@ from perdure.method import METHODS, Context
 from perdure.recipe import dump_recipe, load_recipe
 from perdure.runtime import Runtime
 from perdure.training import find_templates
+from perdure.weights import trainable
 from perdure.zoo import random_clip
 
 NAMES = [name for name, _ in list_recipes()]
@@ -26,10 +27,16 @@ PUBLISHED = [
     *(f"wilds/iwildcam-{name}" for name in KINDS),
     *(f"imagenet/radapter{kind}" for kind in ("", "-released", "-16-shot", "-16-shot-released")),
     *("base-to-novel/radapter", "base-to-novel/radapter-released"),
+    *("base-to-novel/coop", "base-to-novel/kgcoop"),
+    *("base-to-novel/mma", "base-to-novel/promptkd"),
+    *(f"base-to-novel/mergetune-{host}" for host in ("coop", "kgcoop", "mma")),
+    *(f"base-to-novel/mergetune-{host}-released" for host in ("coop", "kgcoop", "mma", "promptkd")),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
+    *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,
+    "oxford_pets": 2_944,
 }  # fmt: skip
 NUMBER_OF_CLASSES = {"imagenet": 1000, "oxford_pets": 19}
 """Those trained on where a recipe takes a few images of each."""
@@ -57,12 +64,30 @@ def learner_of(name, recipe, total):
     if recipe.model.init is not None:
         before = f"{name.rpartition('/')[0]}/{recipe.model.init.name}"
         assert before in NAMES, f"{name} starts from {recipe.model.init}, which no recipe makes"
-        student = learner_of(before, load_recipe(before), total).export()
+        first = learner_of(before, load_recipe(before), total)
+        with torch.no_grad():  # as if it had been trained
+            for number, value in enumerate(trainable(first).values()):
+                value += 0.01 * torch.randn(value.shape, generator=seeded(number))
+        first.restart()
+        student = first.export()
     context = Context(total, CLASSES, templates, lambda: tiny(recipe))
-    method = recipe.method
-    if getattr(method, "drop", 0):  # a few steps may leave out an adapter in all of them
-        method = dataclasses.replace(method, drop=0.0)
-    return method.build(student, context).train()
+    return without_drop(recipe.method).build(student, context).train()
+
+
+def without_drop(method):
+    """Return a method, and its host, without dropping: few steps may all leave out an adapter.
+
+    A teacher that is a run of its own becomes the bundled model.
+    """
+    if hasattr(method, "host"):
+        method = dataclasses.replace(method, host=without_drop(method.host))
+    if isinstance(getattr(method, "teacher", None), str) and method.name == "promptkd":
+        method = dataclasses.replace(method, teacher="perdure-tiny")
+    return dataclasses.replace(method, drop=0.0) if getattr(method, "drop", 0) else method
+
+
+def seeded(number):
+    return torch.Generator().manual_seed(number)
 
 
 def batches(student, templates):
@@ -117,8 +142,9 @@ def test_shipped_recipe_takes_a_step_on_a_tiny_tower(name):
 
 
 def test_every_method_has_an_embedded_recipe_of_its_name():
-    assert {f"emojishift/{name}" for name in METHODS} <= set(NAMES)
-    assert all(load_recipe(f"emojishift/{name}").method.name == name for name in METHODS)
+    for name in METHODS:
+        own = f"emojishift/{name}-ft" if name == "mergetune" else f"emojishift/{name}"
+        assert load_recipe(own).method.name == name
 
 
 def test_no_recipe_chooses_on_data_that_results_are_reported_on():

@@ -85,7 +85,15 @@ def shorter(recipe: Recipe, number: int, total: int) -> Recipe:
     return replace(
         recipe,
         data=replace(recipe.data, classes=f"{recipe.data.classes}/seen-{number}"),
-        optim=replace(optim, epochs=None, steps=steps, warmup_steps=waits),
+        optim=replace(
+            optim,
+            epochs=None,
+            steps=steps,
+            warmup_steps=waits,
+            warmup_epochs=0,
+            # Half a run has no whole number of epochs.
+            schedule="cosine" if optim.schedule == "cosine-epochs" else optim.schedule,
+        ),
         method=method,
         validate=ValidateSpec(),
     )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..mixing import stock_share as stock_share
 from ..weights import Weights
 
 Floats = NDArray[np.float64]
@@ -23,20 +24,6 @@ _BLOCK = re.compile(
     r"(?:^|\.)(?:resblocks|blocks|layers?|stages)[._]?(\d+)(?:\.(?:blocks\.)?(\d+)(?=\.))?"
 )
 _SHALLOW = re.compile(r"embed|cls_token|ln_pre|norm_pre|stem|(?:^|\.)(?:conv|bn)\d")
-
-
-def stock_share(cosine: float, runs: int = 2) -> float:
-    """Return the share of the mean of `runs` fine-tuned weights that lies nearest to their centre.
-
-    Args:
-        cosine: Of the angle between two runs' updates, in [-1, 1]; below 0 counts as 0, because
-            updates that disagree are no reason to move against them.
-        runs: Number of runs, >= 2.
-
-    Source: Jang et al. 2024, "Model stock", arXiv 2403.19522.
-    """
-    cosine = min(1.0, max(0.0, cosine))
-    return runs * cosine / ((runs - 1) * cosine + 1.0)
 
 
 def stock(start: Weights, first: Weights, second: Weights) -> tuple[dict[str, Tensor], Floats]:

@@ -4,88 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
-from .prompts import SETS
+from .damaged import Damaged, read_split
+from .prompts import SET_OF, SETS
+from .protocols import few_shot, halves
+from .published import FINDERS, TASKS
+from .views import Dataset as Dataset
+from .views import Half as Half
+from .views import Part as Part
+from .views import group_names_of as group_names_of
+from .views import rows_of as rows_of
+from .views import texts_of as texts_of
 
-if TYPE_CHECKING:  # listing data sets must not import torch
-    from torch import Tensor
+Sampling = Literal["own", "coop"]
+"""How few-shot subsets are chosen"""
 
 _HALVES = ("seen", "hidden")
-
-
-class Dataset(Protocol):
-    """Labelled images. Whatever is random in them is fixed when the data set is opened."""
-
-    @property
-    def name(self) -> str:
-        """As in recipes."""
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,), index into `classes`."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names as they stand in prompts."""
-
-    @property
-    def captioned(self) -> bool:
-        """Whether `classes` are captions of the images, which are no classes of a task."""
-
-    def __len__(self) -> int:
-        """Return the number of images, N."""
-
-    def image(self, index: int) -> Tensor:
-        """Return one image, (3, H, W), uint8; callers do not change it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Half:
-    """The images of some classes of a data set, in its order; labels count within these classes."""
-
-    whole: Dataset
-    kept: NDArray[np.int64]
-    """(C,), ascending: the classes, as the whole counts them"""
-
-    @property
-    def name(self) -> str:
-        """As the whole."""
-        return self.whole.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names as they stand in prompts."""
-        return tuple(self.whole.classes[label] for label in self.kept)
-
-    @property
-    def captioned(self) -> bool:
-        """False: captions are not divided."""
-        return self.whole.captioned
-
-    @cached_property
-    def _indices(self) -> NDArray[np.int64]:
-        return np.flatnonzero(np.isin(self.whole.labels, self.kept))
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,), index into `classes`."""
-        return np.searchsorted(self.kept, self.whole.labels[self._indices])
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._indices)
-
-    def image(self, index: int) -> Tensor:
-        """Return one image, (3, H, W), uint8."""
-        return self.whole.image(int(self._indices[index]))
 
 
 @dataclass(frozen=True)
@@ -95,9 +36,20 @@ class Reader:
     opener: str
     """Called as opener(split, root=..., seed=..., shots=..., classes=...), or without `root`"""
     templates: str
-    """A tuple of prompts with {} for the class name, or a function from the root to one"""
+    """A tuple of prompts with {} for the class name, or a function from the root to one; or
+    "set:NAME" of `prompts.SETS`"""
     embedded: bool = False
     """Whether the data come with perdure, so that there is no `root`"""
+    halves: bool = False
+    """Whether the opener knows "base" and "novel"; where not, they are `protocols.halves`"""
+    named: bool = False
+    """Whether the opener serves several data sets and is told the name"""
+    sentences: bool = False
+    """Whether its texts are whole captions, longer ones of which are cut and put into no prompt"""
+    skips: bool = False
+    """Whether the opener knows `damaged`"""
+    validation: str | None = "val"
+    """Split of the task that choices may be made on; None where there is none"""
 
 
 DATASETS: dict[str, Reader] = {
@@ -105,8 +57,25 @@ DATASETS: dict[str, Reader] = {
         "perdure.data.emojishift:open_emojishift",
         "perdure.data.captions:TEMPLATES",
         embedded=True,
+        halves=True,
     ),
     "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
+    "wds": Reader(
+        "perdure.data.shards:open_shards",
+        "perdure.data.shards:shard_templates",
+        sentences=True,
+        skips=True,
+    ),
+    **{
+        name: Reader(
+            "perdure.data.pictures:open_published",
+            f"set:{SET_OF[name]}",
+            named=True,
+            sentences=name in ("coco", "flickr30k"),
+            validation=TASKS.get(name, "val"),
+        )
+        for name in FINDERS
+    },
 }
 """Every known data set by its name in recipes and suites; imported on first use."""
 
@@ -119,24 +88,33 @@ def open_dataset(
     seed: int = 0,
     shots: int | None = None,
     classes: str = "all",
+    sampling: Sampling = "own",
+    damaged: str = "error",
 ) -> Dataset:
     """Open a split of a data set.
 
     Args:
         name: One of `DATASETS`.
-        split: As the data set calls it.
+        split: As the data set calls it; with "@fog-3" behind it, its images damaged by that
+            corruption at that severity.
         root: Directory of the files; None for embedded data.
         seed: Of whatever the data set draws: few-shot subsets, rendered training images.
         shots: Images per class; None for all.
-        classes: "all", or the name of a part that the data set defines, such as "base"; followed
-            by "/seen-0" or "/hidden-0" for one of two random halves of it (1, 2, ... divide anew).
+        classes: "all", "base" or "novel" for halves of the classes, or another part that the data
+            set defines; followed by "/seen-0" or "/hidden-0" for one of two random halves of it
+            (1, 2, ... divide anew).
+        sampling: How `shots` images are chosen: "own" as the data set does, or "coop", the
+            published subsets of `protocols.few_shot`: from `train`, and from `val` at most 4 of a
+            class, before classes are divided. Other splits stay whole under "coop".
+        damaged: "error", or "skip" for shards whose damaged samples are left out and counted.
 
     Raises:
         DataError: If name, split or part are unknown, or files are missing under `root`.
     """
     reader = _reader(name)
+    split, damage = read_split(split)
     part, divided, half = classes.partition("/")
-    options: dict[str, Any] = {"seed": seed, "shots": shots, "classes": part}
+    options: dict[str, Any] = {}
     if reader.embedded:
         if root is not None:
             raise DataError(
@@ -146,9 +124,19 @@ def open_dataset(
         if root is None:
             raise DataError(f"{name} needs the directory of its files; set data.root.")
         options["root"] = root.expanduser()
-    opener: Callable[..., Dataset] = _target(reader.opener)
-    opened = opener(split, **options)
-    return _half(opened, half) if divided else opened
+    if reader.named:
+        options["name"] = name
+    if reader.skips:
+        options["damaged"] = damaged
+    elif damaged != "error":
+        raise DataError(f"only shards (wds) can leave damaged samples out; {name} cannot.")
+    opener: Callable[..., Dataset] = partial(_target(reader.opener), **options)
+    if sampling == "own":
+        opened = _open_part(reader, opener, split, part, seed=seed, shots=shots)
+    else:
+        opened = _open_sampled(reader, opener, split, part, seed=seed, shots=shots)
+    opened = _half(opened, half) if divided else opened
+    return opened if damage is None else Damaged(opened, *damage, seed=seed)
 
 
 def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
@@ -169,9 +157,66 @@ def templates_for(name: str, root: Path | None = None) -> tuple[str, ...]:
             f"there are no templates {name!r}. Known: {known}. "
             f"{nearest(name, (*SETS, *DATASETS))}".rstrip()
         )
-    found = _target(_reader(name).templates)
+    target = _reader(name).templates
+    if target.startswith("set:"):
+        return SETS[target.removeprefix("set:")]()
+    found = _target(target)
     templates: tuple[str, ...] = found(root) if callable(found) else found
     return templates
+
+
+def validation_of(name: str) -> str | None:
+    """Return the split of a data set that choices are made on; None where there is none."""
+    return _reader(name).validation
+
+
+def is_of_sentences(name: str) -> bool:
+    """Return whether the texts of a data set are captions that go into no prompt."""
+    return _reader(name).sentences
+
+
+def _open_part(
+    reader: Reader, opener: Callable[..., Dataset], split: str, part: str, **options: Any
+) -> Dataset:
+    """Open the images of some classes, in the reader's own halves or in those of `protocols`."""
+    if reader.halves or part not in ("base", "novel"):
+        return opener(split, classes=part, **options)
+    whole = opener(split, classes="all", **options)
+    if whole.captioned:
+        raise DataError(
+            f"{whole.name} has captions, no classes that could be divided in base and novel ones; "
+            "use data.classes=all."
+        )
+    return Half(whole, getattr(halves(range(len(whole.classes))), part))
+
+
+def _open_sampled(
+    reader: Reader,
+    opener: Callable[..., Dataset],
+    split: str,
+    part: str,
+    *,
+    seed: int,
+    shots: int | None,
+) -> Dataset:
+    """Open a published few-shot subset: drawn from all classes, and only then divided."""
+    chosen = whole = opener(split, classes="all", seed=seed, shots=None)
+    if shots is not None and split in ("train", "val"):
+        if whole.captioned:
+            raise DataError(
+                f"data.shots is {shots} images per class, but {whole.name} has captions, no "
+                "classes; leave data.shots away."
+            )
+        first = opener("train", classes="all", seed=seed, shots=None)
+        drawn = few_shot(first.labels, whole.labels if split == "val" else (), shots, seed)
+        chosen = Part(whole, drawn.val if split == "val" else drawn.train)
+    if part == "all":
+        return chosen
+    if not reader.halves and part in ("base", "novel"):  # names may stand twice, labels do not
+        return Half(chosen, getattr(halves(range(len(whole.classes))), part))
+    names = _open_part(reader, opener, split, part, seed=seed, shots=None).classes
+    places = {name: label for label, name in enumerate(whole.classes)}
+    return Half(chosen, np.sort([places[name] for name in names]))
 
 
 def _half(whole: Dataset, name: str) -> Half:

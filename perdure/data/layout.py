@@ -47,6 +47,8 @@ class Listing:
     classes: tuple[str, ...]
     """Readable class names, or the distinct captions"""
     captioned: bool
+    groups: tuple[str, ...] = ()
+    """Of each picture, empty for none; nothing where no table has the column"""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,10 @@ class Own:
                 f"{table.at(rows[gone[0]])}: there is no file {files[gone[0]]} ({len(gone)} of "
                 f"{len(files)} are missing). Paths are relative to the table, {table.file.parent}."
             )
-        return Listing(tuple(files), tuple(labels), classes, table.captioned)
+        groups = tuple(row.group for row in rows)
+        return Listing(
+            tuple(files), tuple(labels), classes, table.captioned, groups if any(groups) else ()
+        )
 
     def _table(self, split: str) -> Table:
         """Return the table that holds a split."""

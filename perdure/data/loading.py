@@ -21,15 +21,16 @@ from torch.utils.data import Dataset as TorchDataset
 from ..batch import Batch
 from ..errors import DataError, PerdureError
 from ..inputs import Preprocess, Tokenizer, fill, refuse_cut
-from .datasets import Dataset
+from .datasets import Dataset, texts_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
-Augment = Literal["none", "flip-shift", "crop", "crop-flip"]
+Augment = Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"]
 """Nothing; mirror and shift by up to 2 pixels; crop of .9 to 1 of the area, resized (FLYP, CaRot);
-that and mirror (TRACER)."""
+that and mirror (TRACER); crop of .08 to 1 and mirror (CoOp and its descendants)."""
 
 _SHIFT = 2
 _CROP_AREA = (0.9, 1.0)
+_WIDE_CROP_AREA = (0.08, 1.0)
 _CROP_ASPECT = (3 / 4, 4 / 3)
 
 
@@ -57,6 +58,7 @@ class Loader:
         device: Where batches end up.
         rank: Of this process among `world_size`, which split every batch between them.
         world_size: Processes of the run.
+        cut: Whether texts longer than the model's context lose their end instead of being refused.
 
     Raises:
         DataError: If a class name is empty or there is nothing to train on.
@@ -77,12 +79,13 @@ class Loader:
         device: torch.device | None = None,
         rank: int = 0,
         world_size: int = 1,
+        cut: bool = False,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self._preprocess = preprocess
         self._workers = workers
         self._device = device or torch.device("cpu")
-        captions = Captions(dataset.classes, templates, tokenizer, trim)
+        captions = Captions(dataset.classes, templates, tokenizer, trim, cut=cut)
         self._source = _Source(
             dataset, preprocess, captions, batch_size, seed, augment, rank, world_size
         )
@@ -121,6 +124,7 @@ class Captions:
         templates: T prompts.
         tokenizer: Texts to ids.
         trim: As in `Loader`; None keeps the whole context.
+        cut: As in `Loader`.
 
     Raises:
         DataError: If a class name is empty, or a text is longer than the model's context.
@@ -132,13 +136,16 @@ class Captions:
         templates: Sequence[str],
         tokenizer: Tokenizer,
         trim: Callable[[Tensor], Tensor] | None = None,
+        *,
+        cut: bool = False,
     ) -> None:
         empty = [index for index, name in enumerate(classes) if not name.strip()]
         if empty:
             raise DataError(f"class {empty[0]} has an empty name; every class needs one.")
         texts = [fill(template, name) for name in classes for template in templates]
         tokens = tokenizer(texts)
-        refuse_cut(tokenizer, texts, tokens)
+        if not cut:
+            refuse_cut(tokenizer, texts, tokens)
         # The longest caption of a batch is then known without looking at its tokens.
         lengths = [trim(row[None]).shape[1] if trim else len(row) for row in tokens]
         shape = (len(classes), len(templates))
@@ -167,6 +174,7 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
         world_size: int,
     ) -> None:
         self.dataset = dataset
+        self.texts = texts_of(dataset)
         self.preprocess = preprocess
         self.captions = captions
         self.batch_size = batch_size
@@ -194,7 +202,8 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
             image = self.dataset.image(int(index))
             images[position] = AUGMENTS[self.augment](image, size, mode, rng)
         labels = self.dataset.labels[mine]
-        return _Raw(images, self.captions.pick(labels, templates), torch.from_numpy(labels))
+        tokens = self.captions.pick(self.texts[mine], templates)
+        return _Raw(images, tokens, torch.from_numpy(labels))
 
 
 def eval_batches(
@@ -241,11 +250,17 @@ def _flip_shift(image: Tensor, size: int, mode: str, rng: np.random.Generator) -
     return _mirror(fit(image, size, mode), rng).roll((int(down), int(right)), dims=(1, 2))
 
 
-def _crop(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
+def _crop(
+    image: Tensor,
+    size: int,
+    mode: str,
+    rng: np.random.Generator,
+    share: tuple[float, float] = _CROP_AREA,
+) -> Tensor:
     """As torchvision's RandomResizedCrop: ten tries for a box of random area and aspect."""
     height, width = image.shape[1:]
     for _ in range(10):
-        area = height * width * rng.uniform(*_CROP_AREA)
+        area = height * width * rng.uniform(*share)
         aspect = math.exp(rng.uniform(*np.log(_CROP_ASPECT)))
         rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < rows <= height and 0 < columns <= width:
@@ -258,6 +273,10 @@ def _crop(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tens
 
 def _crop_flip(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
     return _mirror(_crop(image, size, mode, rng), rng)
+
+
+def _wide_crop_flip(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
+    return _mirror(_crop(image, size, mode, rng, _WIDE_CROP_AREA), rng)
 
 
 def _mirror(image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -274,5 +293,6 @@ AUGMENTS: dict[str, Callable[[Tensor, int, str, np.random.Generator], Tensor]] =
     "flip-shift": _flip_shift,
     "crop": _crop,
     "crop-flip": _crop_flip,
+    "wide-crop-flip": _wide_crop_flip,
 }
 """From an image, the model's size and interpolation, and random numbers, to the image to use."""

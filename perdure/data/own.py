@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import DataError
-from .layout import Listing, find_own
+from .layout import find_own
 
 TEMPLATES = ("a photo of a {}.",)
 """Prompts where there is no `templates.txt`"""
@@ -44,6 +44,9 @@ class OwnPictures:
     captioned: bool
     """Whether `classes` are captions, which are no classes of a task"""
     name: str = "own"
+    groups: NDArray[np.int64] | None = None
+    """(N,), index into `group_names`, -1 for none; None where no table has a column `group`"""
+    group_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -84,12 +87,16 @@ def open_own(
             "data.shots away."
         )
     else:
-        kept = _few(listing, shots, seed)
+        kept = few(np.array(listing.labels), len(listing.classes), shots, seed)
+    names = tuple(sorted(set(listing.groups) - {""}))
+    groups = [names.index(group) if group else -1 for group in listing.groups]
     return OwnPictures(
         tuple(listing.files[index] for index in kept),
         np.array(listing.labels, dtype=np.int64)[kept],
         listing.classes,
         listing.captioned,
+        groups=np.array(groups, dtype=np.int64)[kept] if names else None,
+        group_names=names,
     )
 
 
@@ -112,8 +119,12 @@ def own_templates(root: Path | None) -> tuple[str, ...]:
     return own.templates or (CAPTION_TEMPLATES if own.captioned else TEMPLATES)
 
 
-def decode(file: Path) -> Tensor:
+def decode(file: Path | BinaryIO, name: str | None = None) -> Tensor:
     """Decode a picture as its camera was held, (3, H, W), uint8, RGB; of several frames the first.
+
+    Args:
+        file: On disk, or already read.
+        name: What errors call it; the path by default.
 
     Raises:
         DataError: If the file is missing, damaged or of another format.
@@ -129,14 +140,14 @@ def decode(file: Path) -> Tensor:
     except Exception as error:  # pillow's decoders raise whatever they meet
         reason = str(error).strip() or type(error).__name__
         raise DataError(
-            f"cannot read the picture {file} ({reason[:200]}); allowed are whole "
+            f"cannot read the picture {name or file} ({reason[:200]}); allowed are whole "
             f"{', '.join(FORMATS)} files. Replace it, or take it out of the data."
         ) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
-def open_picture(file: Path) -> Iterator[Image.Image]:
+def open_picture(file: Path | BinaryIO) -> Iterator[Image.Image]:
     """Open a picture; pillow refuses those of more than 179 million pixels, and is right."""
     with warnings.catch_warnings():
         # From half that size on it warns, with lines that say nothing about the file.
@@ -151,13 +162,16 @@ def _eight_bits(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray((pixels // 256).astype(np.uint8))
 
 
-def _few(listing: Listing, shots: int, seed: int) -> NDArray[np.int64]:
-    """Return so many random pictures of every class, in their order; other classes change none."""
+def few(labels: NDArray[np.int64], classes: int, shots: int, seed: int) -> NDArray[np.int64]:
+    """Return so many random pictures of every class, in their order; other classes change none.
+
+    Raises:
+        DataError: If `shots` is not positive.
+    """
     if shots < 1:
         raise DataError(f"shots is {shots}; it must be 1 or more images per class.")
-    labels = np.array(listing.labels)
     kept = []
-    for label in range(len(listing.classes)):
+    for label in range(classes):
         members = np.flatnonzero(labels == label)
         rng = np.random.default_rng((_SHOTS, seed, label))
         kept.append(rng.permutation(members)[:shots])

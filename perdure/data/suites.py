@@ -2,61 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from ..errors import DataError, nearest
-from .layout import SHIFTED, find_own, fingerprint
-
-Role = Literal["id", "ood", "base", "novel"]
-"""What a split tells: the task itself, shifted data, trained classes, classes never trained on"""
-
-Task = Literal["classify"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One evaluation set."""
-
-    name: str
-    """In tables and score files"""
-    role: Role
-    task: Task = "classify"
-    dataset: str
-    """As in `perdure.data.datasets.DATASETS`"""
-    split: str
-    """As the data set calls it"""
-    classes: str = "all"
-    """"all", or the name of a part that the data set defines, such as "base" """
-    columns: tuple[tuple[int, ...], ...] | None = None
-    """Per class, the classifier's columns whose maximum is its logit; None for one each"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Suite:
-    """Named splits that are reported together."""
-
-    name: str
-    summary: str
-    """One line for listings"""
-    splits: tuple[Split, ...]
-    templates: str
-    """Data set whose prompts make the classifier"""
-    version: int = 1
-    """Of the images, where perdure makes them itself; scores of two versions do not compare"""
-
-    @property
-    def definition(self) -> str:
-        """Short hash of everything that decides what is measured; scores carry it."""
-        meaning = {key: value for key, value in asdict(self).items() if key != "summary"}
-        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
+from .damaged import DAMAGED, damaged_suite
+from .datasets import DATASETS
+from .layout import SHIFTED, Own, find_own, fingerprint
+from .shifts import MAKERS, SUMMARIES, TASK_SUITES
+from .splits import Role as Role
+from .splits import Split as Split
+from .splits import Suite as Suite
+from .splits import Task as Task
+from .transfer import B2N, base_to_novel
 
 
 def _emojishift(name: str, role: Role, split: str | None = None, classes: str = "all") -> Split:
     return Split(name=name, role=role, dataset="emojishift", split=split or name, classes=classes)
+
+
+def _divided(name: str, which: str) -> Suite:
+    """Trained and held-out classes, in the trained artist's drawings and in those of others."""
+    base, novel = f"base{which}", f"novel{which}"
+    return Suite(
+        name=name,
+        summary=f"embedded: 40 classes trained on (data.classes={base}), 40 held out; shifted too",
+        splits=(
+            _emojishift("base", "base", "id", base),
+            _emojishift("novel", "novel", "id", novel),
+            _emojishift("base_rendition", "base_ood", "rendition", base),
+            _emojishift("novel_rendition", "novel_ood", "rendition", novel),
+        ),
+        templates="emojishift",
+    )
+
+
+def _divided_val(name: str, which: str) -> Suite:
+    """For choosing: no image and no held-out class of the suite that is reported.
+
+    The concepts of `val_shift` belong to neither half and are drawn by other artists, so they stand
+    in for held-out classes.
+    """
+    base = f"base{which}"
+    return Suite(
+        name=name,
+        summary=f"embedded: for choosing with data.classes={base}; no held-out class is looked at",
+        splits=(
+            _emojishift("base", "base", "val", base),
+            _emojishift("val_shift", "novel", "val_shift"),
+        ),
+        templates="emojishift",
+    )
 
 
 SUITES: dict[str, Suite] = {
@@ -81,13 +77,20 @@ SUITES: dict[str, Suite] = {
             splits=(_emojishift("val", "id"), _emojishift("val_shift", "ood")),
             templates="emojishift",
         ),
+        _divided("emojishift-b2n", ""),
+        _divided("emojishift-b2n-2", "-2"),
+        _divided_val("emojishift-b2n-val", ""),
+        _divided_val("emojishift-b2n-val-2", "-2"),
         Suite(
-            name="emojishift-b2n",
-            summary="embedded: 40 classes trained on (data.classes=base) and 40 held out",
-            splits=(
-                _emojishift("base", "base", "id", "base"),
-                _emojishift("novel", "novel", "id", "novel"),
-            ),
+            name=B2N,
+            summary=f"halves of the classes of any data set: name it, as in {B2N}-own",
+            splits=(),  # those of the data set
+            templates="emojishift",
+        ),
+        Suite(
+            name=DAMAGED,
+            summary=f"images damaged in 15 ways and 5 degrees: name a suite, as in {DAMAGED}-own",
+            splits=(),  # those of the suite
             templates="emojishift",
         ),
         Suite(
@@ -95,6 +98,10 @@ SUITES: dict[str, Suite] = {
             summary="your pictures at --data: test (or val), and every ood_NAME beside it",
             splits=(),  # those that are found
             templates="own",
+        ),
+        *(
+            Suite(name=name, summary=summary, splits=(), templates="openai-80")
+            for name, summary in SUMMARIES.items()  # their splits depend on the root
         ),
     )
 }
@@ -111,28 +118,52 @@ def suite(name: str, root: Path | None = None) -> Suite:
     Raises:
         DataError: If there is none (names the nearest), or own data are missing or malformed.
     """
+    if name.startswith(f"{DAMAGED}-"):
+        return damaged_suite(suite(name.removeprefix(f"{DAMAGED}-"), root))
+    if name.startswith(f"{B2N}-"):
+        return _halves_of(name.removeprefix(f"{B2N}-"), root)
+    if name == DAMAGED:
+        raise DataError(
+            f"suite {DAMAGED} needs the name of the suite whose images are damaged, as in "
+            f"{DAMAGED}-own or {DAMAGED}-emojishift."
+        )
+    if name == B2N:
+        raise DataError(
+            f"suite {B2N} needs the name of the data set whose classes are halved, as in "
+            f"{B2N}-own; for the embedded world use emojishift-b2n."
+        )
     if name not in SUITES:
         known = ", ".join(SUITES)
         raise DataError(
             f"there is no suite {name!r}. Known: {known}. {nearest(name, SUITES)}".rstrip()
         )
+    if name in MAKERS:
+        return MAKERS[name](root)
     return _own(SUITES[name], root) if name == "own" else SUITES[name]
+
+
+def of_task(dataset: str, classes: str = "all") -> str | None:
+    """Return the suite that scores a task on images that nothing is chosen on; None without one.
+
+    Args:
+        dataset: Trained on.
+        classes: Part of it.
+    """
+    if dataset == "own" and classes == "all":
+        return "own"
+    if dataset in TASK_SUITES and classes == "all":
+        return TASK_SUITES[dataset]
+    for entry in SUITES.values():
+        for split in entry.splits:
+            trained = (split.dataset, split.classes) == (dataset, classes)
+            if trained and split.role in ("id", "base") and split.split != "val":
+                return entry.name
+    return f"{B2N}-{dataset}" if classes == "base" and dataset in DATASETS else None
 
 
 def _own(empty: Suite, root: Path | None) -> Suite:
     """Return the suite of what is found under a root."""
-    if root is None:
-        raise DataError(
-            "suite own is made of what is found under a directory, and none is named; add "
-            "--data ROOT with train/, test/, ood_*/ folders or tables, as in data.root of recipes."
-        )
-    own = find_own(root)
-    inside = next((name for name in ("test", "val") if name in own.splits), None)
-    if inside is None:
-        raise DataError(
-            f"{root} has neither split test nor val to evaluate on; found: "
-            f"{', '.join(own.splits)}. Add {root / 'test'}/<class>/*.jpg or a table test.csv."
-        )
+    own, inside = _own_test(root)
     if own.captioned:
         raise DataError(
             f"{root} has captions, no labels, so there are no classes to score; contrastive "
@@ -150,3 +181,35 @@ def _own(empty: Suite, root: Path | None) -> Suite:
         ),
         version=fingerprint(own, (inside, *shifted)),
     )
+
+
+def _halves_of(dataset: str, root: Path | None) -> Suite:
+    """Return the suite of halves of a data set that is known by name."""
+    if dataset not in DATASETS:
+        raise DataError(
+            f"suite {B2N}-{dataset} would halve the classes of {dataset!r}, but there is no such "
+            f"data set. Known: {', '.join(DATASETS)}. {nearest(dataset, DATASETS)}".rstrip()
+        )
+    if dataset == "emojishift":
+        raise DataError(f"the halves of emojishift are suite emojishift-b2n, not {B2N}-emojishift.")
+    if dataset != "own":
+        return base_to_novel(dataset)
+    own, inside = _own_test(root)
+    return base_to_novel("own", inside, fingerprint(own, (inside,)))
+
+
+def _own_test(root: Path | None) -> tuple[Own, str]:
+    """Return what is found under a root, and the split that is scored."""
+    if root is None:
+        raise DataError(
+            "suite own is made of what is found under a directory, and none is named; add "
+            "--data ROOT with train/, test/, ood_*/ folders or tables, as in data.root of recipes."
+        )
+    own = find_own(root)
+    inside = next((name for name in ("test", "val") if name in own.splits), None)
+    if inside is None:
+        raise DataError(
+            f"{root} has neither split test nor val to evaluate on; found: "
+            f"{', '.join(own.splits)}. Add {root / 'test'}/<class>/*.jpg or a table test.csv."
+        )
+    return own, inside

@@ -30,7 +30,7 @@ PATHS = (
 )
 """Accepted names of the column that says where a picture is; the earlier one wins"""
 
-LABELS = ("label", "class", "class_name", "category", "target")
+LABELS = ("label_name", "label", "class", "class_name", "category", "target")
 """Accepted names of the column that says what a picture shows"""
 
 CAPTIONS = ("caption", "text", "title")
@@ -38,6 +38,9 @@ CAPTIONS = ("caption", "text", "title")
 
 SPLIT = "split"
 """Name of the column that says which split a row belongs to"""
+
+GROUP = "group"
+"""Name of the column that says which group of interest a picture belongs to; may be empty"""
 
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _SHOWN = 80
@@ -55,6 +58,8 @@ class Row(NamedTuple):
     """The label or the caption"""
     split: str | None
     """None where the table has no such column"""
+    group: str = ""
+    """Empty for no group"""
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,16 @@ def read_table(file: Path) -> Table:
         records = _csv_records(file, text)
     header = next(records, (0, []))[1]
     where, what, captioned, split = _columns(file, header)
+    group = next((place for place, name in enumerate(header) if _plain(name) == GROUP), None)
     rows = []
     for line, values in records:
-        row = Row(line, values[where], values[what], None if split is None else values[split])
+        row = Row(
+            line,
+            values[where],
+            values[what],
+            None if split is None else values[split],
+            "" if group is None else values[group],
+        )
         missing = [
             header[column]
             for column in (where, what, split)
@@ -136,7 +148,7 @@ def read_lines(file: Path) -> str:
 def _csv_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield line number and stripped values, the header first; blank lines are left out."""
     first = next((line for line in text.split("\n") if line.strip()), "")
-    separator = _sniff(file, first)
+    separator = sniff(file, first)
     reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
     width = None
     try:
@@ -159,8 +171,12 @@ def _csv_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         ) from None
 
 
-def _sniff(file: Path, header: str) -> str:
-    """Return the separator that makes a known column appear, and then the most columns."""
+def sniff(file: Path, header: str) -> str:
+    """Return the separator that makes a known column appear, and then the most columns.
+
+    Raises:
+        DataError: If none makes columns.
+    """
     if not header:
         raise DataError(f"{file} is empty; expected a header and one row per picture.")
     best: list[tuple[bool, int, str]] = []
@@ -207,9 +223,9 @@ def _json_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _json_value(file: Path, line: int, name: str, found: dict[str, object]) -> str:
     """Return a text or whole number as text; keys that perdure does not read may be anything."""
-    if _plain(name) not in {*PATHS, *LABELS, *CAPTIONS, SPLIT}:
+    if _plain(name) not in {*PATHS, *LABELS, *CAPTIONS, SPLIT, GROUP}:
         return ""
-    value = found.get(name)
+    value = found.get(name, "" if _plain(name) == GROUP else None)
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18
     if isinstance(value, str) or whole:
         text = str(value).strip()

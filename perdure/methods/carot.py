@@ -50,6 +50,7 @@ class Carot:
         Raises:
             TaskError: If a projection is to be regularised that the model does not have.
         """
+        student = student.plain()
         student.drop_head()
         train_only(student, student.clip)
         # Fails now, not at the first step, if there is no such projection.
@@ -99,6 +100,11 @@ class CarotLearner(Learner):
         """Move the teacher towards the student, every so many steps."""
         if self.teacher is not None:
             self.teacher.after_step(self.student, step)
+
+    def restart(self) -> None:
+        """Begin the teacher's average anew at the student."""
+        if self.teacher is not None:
+            self.teacher.restart(self.student)
 
 
 def projection_terms(student: Predictor, cross: float, orthogonal: float) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..batch import Batch, Step
-from ..learner import Learner, train_only
+from ..learner import Learner, Tower, train_towers
 from ..method import Context
 from ..objective import Contrastive, objective
 from ..predictor import Predictor
@@ -24,11 +24,19 @@ class Flyp(Contrastive):
     name: ClassVar[str] = "flyp"
     paper: ClassVar[str] = "https://arxiv.org/abs/2212.00638"
 
+    towers: tuple[Tower, ...] = ("image", "text")
+    """Which towers train; the scale trains with either"""
+
     def build(self, student: Predictor, context: Context) -> Learner:
-        """Let both towers train; the text tower makes the classifier, so a head is dropped."""
+        """Let the towers train; the text tower makes the classifier, so a head is dropped.
+
+        Raises:
+            TaskError: If no tower is named, or a bias is to be used that the model lacks.
+        """
+        student = student.plain()
         student.drop_head()
         self.check(student)
-        train_only(student, student.clip)
+        train_towers(student, self.towers)
         return FlypLearner(student, self)
 
 

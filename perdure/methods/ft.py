@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..batch import Batch, Step
+from ..classifying import ClassifierLearner
 from ..collective import gather, gather_labels
 from ..errors import TaskError
 from ..learner import Learner, train_only
 from ..method import Context, NonNegative
 from ..predictor import Predictor
+from ..towers import score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,11 @@ class Ft:
 
     def build(self, student: Predictor, context: Context) -> Learner:
         """Put a zero-shot head on the student, unless it already has one for these classes."""
+        student = student.plain()
         head = ensure_head(student, context)
         parts = (head,) if self.train == "head" else (student.clip.visual, head)
         train_only(student, *parts)
-        return FtLearner(student, self)
+        return HeadLearner(student, self) if self.train == "head" else FtLearner(student, self)
 
 
 class FtLearner(Learner):
@@ -60,19 +64,68 @@ class FtLearner(Learner):
 
     def forward(self, batch: Batch, step: int) -> Step:
         """Compute the loss terms of optimiser step `step`."""
-        terms = {"cross_entropy": cross_entropy(self.student, batch, self.method.smoothing)}
-        if self.method.head_decay:
-            assert self.student.head is not None
-            length = self.student.head.weight.square().sum()
-            terms["head_decay"] = 0.5 * self.method.head_decay * length
-        return Step(terms, {})
+        loss = cross_entropy(self.student, batch, self.method.smoothing)
+        return Step({"cross_entropy": loss} | head_decay(self.student, self.method), {})
 
-    def train(self, mode: bool = True) -> FtLearner:
-        """Set the mode; a frozen tower stays in evaluation mode, with its batch statistics."""
+
+class HeadLearner(ClassifierLearner):
+    """The same for a head alone, on fixed features: its rows are weights and, last, their bias.
+
+    Args:
+        student: With a head, which alone trains.
+        method: The hyper-parameters.
+    """
+
+    cosine: ClassVar[bool] = False
+    term: ClassVar[str] = "cross_entropy"
+
+    def __init__(self, student: Predictor, method: Ft) -> None:
+        super().__init__(student)
+        self.method = method
+
+    def rows(self) -> Tensor:
+        """Return weights and bias of every class, (C, D + 1)."""
+        head = self.student.head
+        assert head is not None
+        return torch.cat([head.weight, head.bias[:, None]], dim=1)
+
+    def logits(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Score unit rows (B, D) with heads (..., C, D + 1), (..., B, C), in float32."""
+        weight, bias = rows[..., :-1], rows[..., -1]
+        if rows.ndim == 2:
+            return score(features, weight, bias)
+        with torch.autocast(features.device.type, enabled=False):
+            scores: Tensor = features @ weight.to(features).transpose(-1, -2) + bias[..., None, :]
+        return scores
+
+    def task_loss(self, features: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+        """Return the smoothed cross-entropy of every head, (...,) for rows (..., C, D + 1)."""
+        scores, smoothing = self.logits(features, rows), self.method.smoothing
+        if rows.ndim == 2:
+            return functional.cross_entropy(scores, targets, label_smoothing=smoothing)
+        flat = scores.flatten(end_dim=-3).transpose(1, 2)
+        losses = functional.cross_entropy(
+            flat, targets.expand(len(flat), -1), label_smoothing=smoothing, reduction="none"
+        )
+        return losses.mean(dim=1).reshape(scores.shape[:-2])
+
+    def anchors(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the pull of the weights to zero, where there is one."""
+        return head_decay(self.student, self.method)
+
+    def train(self, mode: bool = True) -> HeadLearner:
+        """Set the mode; the frozen tower stays in evaluation mode, with its batch statistics."""
         super().train(mode)
-        if self.method.train == "head":
-            self.student.clip.eval()
+        self.student.clip.eval()
         return self
+
+
+def head_decay(student: Predictor, method: Ft) -> dict[str, Tensor]:
+    """Return the weighted pull of a head to zero by its name; nothing where it is off."""
+    if not method.head_decay:
+        return {}
+    assert student.head is not None
+    return {"head_decay": 0.5 * method.head_decay * student.head.weight.square().sum()}
 
 
 def ensure_head(student: Predictor, context: Context) -> nn.Module:

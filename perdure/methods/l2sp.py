@@ -31,6 +31,7 @@ class L2sp:
 
     def build(self, student: Predictor, context: Context) -> Learner:
         """Put a zero-shot head on the student and remember where it starts."""
+        student = student.plain()
         train_only(student, student.clip.visual, ensure_head(student, context))
         return L2spLearner(student, self)
 

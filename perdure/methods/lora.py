@@ -50,8 +50,7 @@ class Lora(Contrastive):
             SurgeryError: If the model has no place for an update.
             TaskError: If the loss or the teacher needs what the model or the task lacks.
         """
-        if student.surgeries:
-            student = student.fold()
+        student = student.plain()
         student.drop_head()
         self.check(student)
         surgery = LowRank(self.rank, self.scale, self.targets, self.towers, self.blocks)
@@ -92,6 +91,11 @@ class LoraLearner(Learner):
         """Move the teacher towards the student."""
         if self.distiller is not None:
             self.distiller.teacher.after_step(self.student, step)
+
+    def restart(self) -> None:
+        """Begin the teacher's average anew at the student."""
+        if self.distiller is not None:
+            self.distiller.teacher.restart(self.student)
 
     def export(self) -> Predictor:
         """Return an independent copy whose updates have the strength to be delivered."""

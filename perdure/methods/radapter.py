@@ -76,8 +76,7 @@ class RAdapter(Contrastive):
             SurgeryError: If the towers have no place for such adapters.
             TaskError: If the loss or the teacher needs what the model or the task lacks.
         """
-        if student.surgeries:
-            student = student.fold()
+        student = student.plain()
         student.drop_head()
         self.check(student)
         surgery = Residual(
@@ -161,6 +160,13 @@ class RAdapterLearner(Learner):
             self.average.after_step(self.student, step)
         if self.distiller is not None:
             self.distiller.teacher.after_step(self.student, step)
+
+    def restart(self) -> None:
+        """Begin the average of the adapters, and the teacher's, anew at the adapters."""
+        if self.average is not None:
+            self.average.restart(self.student)
+        if self.distiller is not None:
+            self.distiller.teacher.restart(self.student)
 
     def export(self) -> Predictor:
         """Return an independent copy with the averaged adapters at the strength to be delivered."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..batch import Batch, Step
-from ..learner import Learner, train_only
+from ..learner import Learner, Tower, train_towers
 from ..method import Context, NonNegative
 from ..objective import Contrastive, Distillation, Distiller, objective
 from ..predictor import Predictor
@@ -30,19 +30,23 @@ class Tracer(Distillation, Contrastive):
     """Of the norm of the product of the towers' projections, as in CaRot; not distillation"""
     orthogonality_weight: NonNegative = 0.0
     """Of the distance of the visual projection's Gram matrix from identity; not distillation"""
+    towers: tuple[Tower, ...] = ("image", "text")
+    """Which towers train; the scale trains with either"""
     serve: Literal["student", "teacher"] = "student"
     """Which of the two the run delivers; the paper evaluates the student"""
 
     def build(self, student: Predictor, context: Context) -> Learner:
-        """Let both towers train and make the teacher from the start.
+        """Let the towers train and make the teacher from the start.
 
         Raises:
-            TaskError: If class predictions are to be distilled without class names, or a
-                projection is to be regularised, or a bias to be used, that the model lacks.
+            TaskError: If no tower is named, class predictions are to be distilled without class
+                names, or a projection is to be regularised, or a bias to be used, that the model
+                lacks.
         """
+        student = student.plain()
         student.drop_head()
         self.check(student)
-        train_only(student, student.clip)
+        train_towers(student, self.towers)
         # Fails now, not at the first step, if there is no such projection.
         projection_terms(student, self.cross_norm_weight, self.orthogonality_weight)
         distiller = self.distiller(student, context, always=self.serve == "teacher")
@@ -76,6 +80,11 @@ class TracerLearner(Learner):
         """Move the teacher towards the student."""
         if self.distiller is not None:
             self.distiller.teacher.after_step(self.student, step)
+
+    def restart(self) -> None:
+        """Begin the teacher's average anew at the student."""
+        if self.distiller is not None:
+            self.distiller.teacher.restart(self.student)
 
     def export(self) -> Predictor:
         """Return an independent copy of the student, or of it with the teacher's weights."""

@@ -146,6 +146,7 @@ class LowRank:
     """
 
     name: ClassVar[str] = "low-rank"
+    foldable: ClassVar[bool] = True
 
     rank: int = 4
     """Of every update, at least 1"""

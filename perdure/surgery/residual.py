@@ -28,6 +28,7 @@ class Residual:
     """
 
     name: ClassVar[str] = "residual"
+    foldable: ClassVar[bool] = True
 
     rank_image: int | None = None
     """Of the image tower's adapters, below its width; None for full matrices"""

@@ -74,6 +74,9 @@ FAMILIES = (
 )  # fmt: skip
 """The known towers; the first family whose layers are all there is the one."""
 
+_FIRST_NORMS = ("ln_1", "norm1", "layer_norm1")
+"""Of open_clip, of timm, of Hugging Face"""
+
 
 def find_sites(
     clip: nn.Module,
@@ -101,6 +104,37 @@ def find_sites(
             f"no tower has the blocks {absent}; allowed are 0 to {last}, or null for all."
         )
     return tuple(site for site in sites if site.block in blocks)
+
+
+def find_blocks(clip: nn.Module, tower: Tower) -> tuple[str, ...]:
+    """Return the paths of a tower's transformer blocks, in the order of the forward pass.
+
+    An attention pool is none of them.
+
+    Raises:
+        SurgeryError: If the tower has no transformer blocks of a known family.
+    """
+    family, count = _family(clip, tower)
+    return tuple(f"{family.blocks}.{index}" for index in range(count))
+
+
+def first_norm(clip: nn.Module, block: str) -> str:
+    """Return the name, in a block, of the layer norm that its attention reads through.
+
+    Args:
+        clip: The model.
+        block: Path of the block.
+
+    Raises:
+        SurgeryError: If the block normalises elsewhere, as those of BERT do.
+    """
+    for name in _FIRST_NORMS:
+        if _module_at(clip, f"{block}.{name}") is not None:
+            return name
+    raise SurgeryError(
+        f"{block} ({type(clip.get_submodule(block)).__name__}) does not begin with a layer norm; "
+        "parallel adapters need pre-norm blocks, such as those of CLIP, SigLIP and EVA."
+    )
 
 
 def check_blocks(blocks: Sequence[int] | None) -> None:
@@ -131,21 +165,30 @@ def linear_at(clip: nn.Module, path: str) -> nn.Linear:
 
 
 def _tower_sites(clip: nn.Module, tower: Tower) -> Iterator[Site]:
+    family, count = _family(clip, tower)
+    for block, (path, attention, mlp) in enumerate(_places(clip, family, count)):
+        yield _site(clip, tower, block, "attention", f"{path}.{attention}")
+        yield _site(clip, tower, block, "mlp", f"{path}.{mlp}")
+
+
+def _family(clip: nn.Module, tower: Tower) -> tuple[Family, int]:
+    """Return the family of a tower and the number of its blocks."""
     for family in FAMILIES:
         blocks = _module_at(clip, family.blocks) if family.tower == tower else None
         if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
             continue
-        layers = (family.attention, family.mlp)
-        places = [(f"{family.blocks}.{index}", *layers) for index in range(len(blocks))]
-        if family.pool is not None and _module_at(clip, family.pool[0]) is not None:
-            places.append(family.pool)
-        if not all(_has_layers(clip, *place) for place in places):
-            continue
-        for block, (path, attention, mlp) in enumerate(places):
-            yield _site(clip, tower, block, "attention", f"{path}.{attention}")
-            yield _site(clip, tower, block, "mlp", f"{path}.{mlp}")
-        return
+        if all(_has_layers(clip, *place) for place in _places(clip, family, len(blocks))):
+            return family, len(blocks)
     raise SurgeryError(_unknown(clip, tower))
+
+
+def _places(clip: nn.Module, family: Family, count: int) -> list[tuple[str, str, str]]:
+    """Return path and layers of every block, and of the pool if there is one."""
+    layers = (family.attention, family.mlp)
+    places = [(f"{family.blocks}.{index}", *layers) for index in range(count)]
+    if family.pool is not None and _module_at(clip, family.pool[0]) is not None:
+        places.append(family.pool)
+    return places
 
 
 def _has_layers(clip: nn.Module, path: str, *layers: str) -> bool:

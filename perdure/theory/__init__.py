@@ -1,8 +1,7 @@
 """TRACER's linear theory as functions: NumPy in float64, no torch.
 
 What contrastive fine-tuning replaces and what it leaves, where each regulariser ends, and how a
-moving teacher trades the bias that remains for the gap that keeps pulling. `docs/theory.md` tells
-it in ten minutes.
+moving teacher trades the bias that remains for the gap that keeps pulling.
 """
 
 from ..kernels import beta_shares, kernel_mass, kernel_shares

@@ -23,7 +23,9 @@ class Directions(NamedTuple):
     """Orthonormal rows, (r, n)"""
 
 
-def matrix(name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None) -> Floats:
+def matrix(
+    name: str, value: ArrayLike, rows: int | None = None, columns: int | None = None
+) -> Floats:
     """Return a float64 matrix of the shape that is wanted.
 
     Raises:
@@ -35,8 +37,8 @@ def matrix(name: str, value: ArrayLike, rows: int | None = None, columns: int | 
         raise DataError(f"{name} is not a table of numbers; pass a matrix.") from None
     wanted = f"({'any' if rows is None else rows}, {'any' if columns is None else columns})"
     fits = found.ndim == 2 and all(
-        size == (found.shape[axis] if size is None else size)
-        for axis, size in enumerate((rows, columns))
+        wanted_size in (None, size)
+        for size, wanted_size in zip(found.shape, (rows, columns), strict=True)
     )
     if not fits or found.size == 0:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What a finite run leaves: bounds of the bias, of the gap, and the mass of the pre-trained weights."""
+"""What a finite run leaves: bounds of bias and gap, and the mass of the pre-trained weights."""
 
 from __future__ import annotations
 

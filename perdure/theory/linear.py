@@ -36,7 +36,8 @@ def contrastive_target(W_T: ArrayLike, X_T: ArrayLike) -> Floats:
     """
     W_T, X_T = _encoder("W_T", W_T, "X_T", X_T)
     texts = W_T @ X_T
-    return texts.shape[1] * texts - texts.sum(axis=1, keepdims=True)
+    target: Floats = texts.shape[1] * texts - texts.sum(axis=1, keepdims=True)
+    return target
 
 
 def linearised_loss(W_I: ArrayLike, W_T: ArrayLike, X_I: ArrayLike, X_T: ArrayLike) -> float:
@@ -104,12 +105,11 @@ def regularised_gradient(
     """
     W_I, W_T, X_I, X_T = _pair(W_I, W_T, X_I, X_T)
     pull = contrastive_target(W_T, X_T) @ X_I.T / _ordered_pairs(X_I)
-    return number("weight", weight) * W_T @ (W_T.T @ W_I) - pull
+    gradient: Floats = number("weight", weight) * W_T @ (W_T.T @ W_I) - pull
+    return gradient
 
 
-def regularised_solution(
-    W_T: ArrayLike, X_I: ArrayLike, X_T: ArrayLike, weight: float
-) -> Floats:
+def regularised_solution(W_T: ArrayLike, X_I: ArrayLike, X_T: ArrayLike, weight: float) -> Floats:
     """Return the only minimum of `regularised_loss`, (W_T W_T')^-1 Y X_I' / (weight n (n - 1)).
 
     Gradient descent reaches it from every start, so **nothing of the pre-trained weights outside
@@ -163,7 +163,8 @@ def task_projector(X_I: ArrayLike) -> Floats:
     Source: TRACER (arXiv 2605.29380), section 3.
     """
     basis = directions(matrix("X_I", X_I)).left
-    return basis @ basis.T
+    projector: Floats = basis @ basis.T
+    return projector
 
 
 def minimum_norm_solution(Y: ArrayLike, X_I: ArrayLike) -> Floats:
@@ -184,14 +185,15 @@ def minimum_norm_solution(Y: ArrayLike, X_I: ArrayLike) -> Floats:
     X_I = matrix("X_I", X_I)
     Y = matrix("Y", Y, columns=X_I.shape[1])
     left, values, right = directions(X_I)
-    return (Y @ right.T) / values @ left.T
+    solution: Floats = (Y @ right.T) / values @ left.T
+    return solution
 
 
 def _ordered_pairs(X_I: Floats) -> int:
     pairs = X_I.shape[1]
     if pairs < 2:
         raise DataError("the features hold one pair; a contrastive loss needs at least two.")
-    return pairs * (pairs - 1)
+    return int(pairs * (pairs - 1))
 
 
 def _encoder(

@@ -66,7 +66,8 @@ def l2_sp(Y: ArrayLike, X_I: ArrayLike, W0: ArrayLike, strength: float) -> Float
     left, values, right = directions(X_I)
     start = W0 @ left
     mixed = ((Y @ right.T) * values + strength * start) / (values**2 + strength)
-    return W0 + (mixed - start) @ left.T
+    end: Floats = W0 + (mixed - start) @ left.T
+    return end
 
 
 def weight_decay(Y: ArrayLike, X_I: ArrayLike, strength: float) -> Floats:
@@ -93,7 +94,8 @@ def weight_decay(Y: ArrayLike, X_I: ArrayLike, strength: float) -> Floats:
     Y = matrix("Y", Y, columns=X_I.shape[1])
     strength = number("strength", strength)
     left, values, right = directions(X_I)
-    return (Y @ right.T) * (values / (values**2 + strength)) @ left.T
+    end: Floats = (Y @ right.T) * (values / (values**2 + strength)) @ left.T
+    return end
 
 
 def self_distill(Y: ArrayLike, X_I: ArrayLike, W0: ArrayLike, strength: float) -> Floats:
@@ -180,7 +182,8 @@ def descent_limit(curvature: ArrayLike, pull: ArrayLike, W0: ArrayLike) -> Float
     inside = B @ basis
     if np.linalg.norm(B - inside @ basis.T) > 1e-8 * np.linalg.norm(B):
         raise DataError("pull leaves the range of curvature; the loss is unbounded below.")
-    return W0 + (inside / values - W0 @ basis) @ basis.T
+    limit: Floats = W0 + (inside / values - W0 @ basis) @ basis.T
+    return limit
 
 
 def task(Y: ArrayLike, X_I: ArrayLike, W0: ArrayLike) -> tuple[Floats, Floats, Floats]:

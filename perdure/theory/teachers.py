@@ -137,7 +137,7 @@ def round_errors(strength: float, shares: ArrayLike) -> Errors:
     Source: TRACER (arXiv 2605.29380), theorem C.8; gap and remark are derived.
     """
     strength, omega = number("strength", strength), vector("shares", shares, 0.0, 1.0)
-    teacher = np.cumprod(1.0 - omega / (1.0 + strength))
+    teacher: Floats = np.cumprod(1.0 - omega / (1.0 + strength)).astype(np.float64)
     before = np.append(1.0, teacher[:-1])
     kept = 1.0 / (1.0 + strength)
     return Errors(strength * kept * before, teacher, (1.0 - omega) * kept * before)
@@ -210,7 +210,7 @@ def ema_shares(decay: float, rounds: int) -> Floats:
 
 
 def ema_kernel(decay: float, rounds: int) -> Floats:
-    """Return the kernel for which `kernel_shares` gives an EMA: alpha_t = (1 - d) d^-t, alpha_0 = 1.
+    """Return the kernel whose `kernel_shares` are an EMA's: alpha_t = (1 - d) d^-t, alpha_0 = 1.
 
     Args:
         decay: d in (0, 1].
@@ -250,7 +250,7 @@ def teacher_path(path: ArrayLike, shares: ArrayLike) -> Floats:
     """
     omega = vector("shares", shares, 0.0, 1.0)
     students = matrix("path", path, rows=len(omega) + 1)
-    teachers = students.copy()
+    teachers: Floats = students.copy()
     for t, share in enumerate(omega, start=1):
         teachers[t] = teachers[t - 1] + share * (students[t] - teachers[t - 1])
     return teachers
@@ -269,9 +269,8 @@ class _Trace:
     def note(self, student: Floats, teacher: Floats) -> None:
         inside, mean = student @ self.P, teacher @ self.P
         parts = (inside - self.solution, mean - self.solution, inside - mean)
-        self.rows.append(tuple(float(np.linalg.norm(part)) / self.start for part in parts))
+        a, b, c = (float(np.linalg.norm(part)) / self.start for part in parts)
+        self.rows.append((a, b, c))
 
     def errors(self) -> Errors:
         return Errors(*np.array(self.rows).T)
-
-

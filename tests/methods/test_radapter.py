@@ -210,7 +210,7 @@ def test_without_dropping_and_in_evaluation_nothing_is_drawn() -> None:
 
 @pytest.mark.parametrize("kind", ["wma", "ema", "uniform", "static"])
 def test_every_teacher_of_tracer_pulls_and_averages_adapters_alone(kind: Any) -> None:
-    method = RAdapter(teacher=Distillation(teacher=kind, stats=True), momentum=0.5)
+    method = RAdapter(teacher=Distillation(teacher=kind, stats=True, stats_every=1), momentum=0.5)
     learner = build(method)
     run(learner, 1, 3)
     assert learner.distiller is not None

@@ -25,12 +25,27 @@ SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "ft": ({}, {"train": "head", "head_decay": 1e-3}),
     "flyp": ({}, {"smoothing": 0.1}, {"contrastive": "mpm_nce", "margin": 0.05}),
     "tracer": ({}, {"teacher": "ema", "class_weight": 1, "orthogonality_weight": 0.1}),
+    "promptkd": ({"teacher": "perdure-tiny", "depth": 2, "kd_weight": 10},),
     "radapter": (
         {"rank_text": 2},
         {"drop": 0.5, "drop_mode": "sample", "teacher": {"teacher": "static"}},
     ),
 }
-TABLES = [{"name": name, **options} for name in METHODS for options in SETTINGS.get(name, ({},))]
+HOSTS = [name for name in METHODS if name != "mergetune"]
+TABLES = [{"name": name, **options} for name in HOSTS for options in SETTINGS.get(name, ({},))]
+TABLES += [
+    {"name": "mergetune", "points": 2, "host": {"name": name, **SETTINGS.get(name, ({},))[-1]}}
+    for name in HOSTS
+]
+TABLES += [
+    {"name": "mergetune", "host": {"name": "flyp"}, "anchor": "fisher", "fisher_steps": 2},
+    {"name": "mergetune", "host": {"name": "tracer"}, "grid": "stratified", "points": 1},
+    {
+        "name": "mergetune",
+        "host": SETTINGS["promptkd"][0] | {"name": "promptkd"},
+        "preset": "released-promptkd",
+    },
+]
 
 # One pair of processes serves all methods: starting it costs more than all that it computes.
 # Batches of 33 never divide evenly, and the last of 80 images has 14; after batches of 79 one image
@@ -50,6 +65,7 @@ from perdure.method import Context, parse_method
 from perdure.prediction import How, open_suite, predict
 from perdure.recipe import OptimSpec
 from perdure.runtime import Runtime
+from perdure.weights import trainable
 
 out, tables = Path(sys.argv[1]), json.loads(sys.argv[2])
 runtime = Runtime("cpu", threads=1)
@@ -65,7 +81,16 @@ for number, table, size in jobs:
         augment="flip-shift", trim=student.trim, rank=runtime.rank, world_size=runtime.world_size,
     )
     context = Context(3, dataset.classes, templates, zoo.random_clip)
-    learner = parse_method(table).build(student, context).train()
+    method = parse_method(table)
+    if "host" in table:  # a tuned model to go on with
+        first = method.host.build(student, context)
+        with torch.no_grad():
+            for index, parameter in enumerate(trainable(first).values()):
+                noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+                parameter += 0.01 * noise
+        first.restart()
+        student = first.export()
+    learner = method.build(student, context).train()
     optimizer, schedule = optim.make(learner, spec, 3)
     found = {}
     for tick in steps(learner, loader.batches(0, 3), optimizer, schedule, runtime):
@@ -102,7 +127,7 @@ def launch(processes: int, *command: str, cwd: Path) -> subprocess.CompletedProc
     root = Path(__file__).parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*start, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [*start, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=900
     )
 
 
@@ -130,7 +155,8 @@ def test_gradients_terms_and_weights_are_those_of_one_process(
     assert any(name.startswith(f"gradient {short} ") for name in one)
     for name, value in one.items():
         size = max(1.0, float(np.abs(value).max()))
-        assert np.abs(value - two[name]).max() <= 1e-5 * size, name
+        # Sums in another order; after a batch of one image 1.1e-5 was seen on some processors.
+        assert np.abs(value - two[name]).max() <= 2e-5 * size, name
 
 
 @pytest.mark.xdist_group("outputs")
@@ -285,7 +311,8 @@ def test_what_both_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
     done = perdure(2, tmp_path, "train", "emojishift/tracr", "--out", "run")
     assert done.returncode != 0
     assert done.stderr.count("Error: there is no recipe 'emojishift/tracr'") == 1
-    assert done.stderr.count("exitcode  : 2 ") == 2  # torchrun's report
+    # torchrun's report; on a busy machine it ends the other process before that has failed too.
+    assert done.stderr.count("exitcode  : 2 ") in (1, 2)
     assert "did you mean 'emojishift/tracer'" in done.stderr.splitlines()[-2]
     assert "perdure/cli.py" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -12,6 +12,7 @@ from perdure.comparison import (
     at_equal_id,
     over_seeds,
     paired_difference,
+    paired_harmonic_difference,
 )
 
 LINE = Curve("flyp", 0, (Point(0.0, 0.5, 0.4), Point(0.5, 0.7, 0.5), Point(1.0, 0.8, 0.3)))
@@ -100,3 +101,30 @@ def test_interval_is_mirrored_when_the_models_swap(
     assert there.value == pytest.approx(first.mean() - second.mean())
     back = paired_difference({"id": second}, {"id": first}, draws=500, seed=seed)
     assert back.value == pytest.approx(-there.value)
+
+
+def test_harmonic_difference_has_its_value_and_the_interval_of_the_delta_method() -> None:
+    generator = np.random.default_rng(0)
+    shares = {"base": (0.8, 0.75), "novel": (0.5, 0.6)}
+    models = [
+        [
+            {name: (generator.random(20_000) < pair[one]).astype(float)}
+            for name, pair in shares.items()
+        ]
+        for one in (0, 1)
+    ]
+    found = paired_harmonic_difference(*models)
+    means, variance = [], 0.0
+    for half in models:
+        base, novel = (next(iter(sets.values())).mean() for sets in half)
+        means.append(2 * base * novel / (base + novel))
+        for one, other in ((base, novel), (novel, base)):
+            slope = 2 * other**2 / (one + other) ** 2
+            variance += slope**2 * one * (1 - one) / 20_000
+    assert found.value == pytest.approx(means[0] - means[1])
+    assert found.high - found.low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.05)
+    assert found.low < found.value < found.high
+    same = paired_harmonic_difference(models[0], models[0])
+    assert same == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="same sets"):
+        paired_harmonic_difference([{"a": np.ones(2)}] * 2, [{"b": np.ones(2)}] * 2)

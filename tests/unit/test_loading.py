@@ -181,6 +181,20 @@ def test_crop_has_the_models_size_and_nearly_the_whole_picture(name, mirrors):
     assert image[:, :, 40:].eq(255).all()
 
 
+def test_wide_crops_have_eight_to_a_hundred_per_cent_of_the_area():
+    image = torch.arange(200).expand(3, 200, 200).to(torch.uint8)
+    shares, mirrored = [], set()
+    for index in range(200):
+        rng = np.random.default_rng(index)
+        cropped = loading.AUGMENTS["wide-crop-flip"](image, 40, "bilinear", rng)
+        assert cropped.shape == (3, 40, 40)
+        row = cropped[0, 0].float()
+        shares.append(float((row.max() - row.min()) / 200))
+        mirrored.add(bool(row[0] > row[-1]))
+    assert mirrored == {False, True}
+    assert 0.2 < min(shares) < 0.35 < 0.85 < max(shares) <= 1  # widths, whose squares are areas
+
+
 @pytest.mark.parametrize("shape", [(100, 60), (33, 90), (20, 20), (40, 41)])
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 def test_resizing_agrees_with_pillow(shape, mode):

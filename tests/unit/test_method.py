@@ -65,7 +65,7 @@ def test_all_faults_come_at_once_with_key_value_and_hint() -> None:
 
 @pytest.mark.parametrize("name", [None, 3, "tracr"])
 def test_unknown_names(name: object) -> None:
-    with pytest.raises(RecipeError, match=r"method\.name.*allowed: carot, flyp, ft"):
+    with pytest.raises(RecipeError, match=r"method\.name.*allowed: carot, coop, flyp, ft"):
         parse_method({"name": name})
 
 

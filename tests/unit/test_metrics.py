@@ -140,6 +140,56 @@ def test_recall_names_queries_without_positives():
         metrics.recall_at_k(np.eye(2), np.eye(2), np.array([0, 9]), np.array([0, 1]))
 
 
+def test_golden_accuracy_and_f1_of_the_few_shot_evaluator(golden):
+    known = golden("mergetune_metrics")
+    logits, labels = known["eval/logits"], known["eval/labels"]
+    assert 100 * metrics.top1(logits, labels) == pytest.approx(float(known["eval/accuracy"]))
+    assert 100 * (1 - metrics.top1(logits, labels)) == pytest.approx(
+        float(known["eval/error_rate"])
+    )
+    assert 100 * metrics.macro_f1(logits, labels) == pytest.approx(float(known["eval/macro_f1"]))
+
+
+def test_golden_harmonic_means_of_published_base_and_novel_accuracies(golden):
+    known = golden("mergetune_metrics")
+    found = [
+        metrics.harmonic_of_means([base], [novel])
+        for base, novel in zip(known["hm/base"], known["hm/novel"], strict=True)
+    ]
+    np.testing.assert_allclose(found, known["hm/formula"], rtol=1e-12)
+    np.testing.assert_allclose(found, known["hm/published"], atol=0.0051)  # printed to .01
+
+
+def test_golden_mean_of_harmonic_means_is_another_number(golden):
+    known = golden("mergetune_metrics")
+    for row, mean in zip(known["perdataset/hm"], known["perdataset/mean_of_hm"], strict=True):
+        # Base and novel accuracies with these harmonic means, far apart.
+        found = metrics.mean_of_harmonics(row * 3, row * 0.6)
+        assert found == pytest.approx(mean, rel=1e-12)
+        assert metrics.harmonic_of_means(row * 3, row * 0.6) == pytest.approx(mean, rel=1e-12)
+    apart = ([0.9, 0.3], [0.3, 0.9])
+    assert metrics.harmonic_of_means(*apart) == pytest.approx(0.6)
+    assert metrics.mean_of_harmonics(*apart) == pytest.approx(0.45)
+    with pytest.raises(DataError):
+        metrics.harmonic_of_means([0.5], [0.5, 0.6])
+
+
+def test_interval_of_a_harmonic_mean_is_that_of_resampled_images():
+    rng = np.random.default_rng(0)
+    base, novel = rng.random(400) < 0.8, rng.random(300) < 0.5
+    found = metrics.harmonic_interval([base], [novel], resamples=4000)
+    draws = [
+        metrics.harmonic_mean(
+            rng.choice(base, len(base)).mean(), rng.choice(novel, len(novel)).mean()
+        )
+        for _ in range(4000)
+    ]
+    np.testing.assert_allclose(found, np.quantile(draws, [0.025, 0.975]), atol=0.004)
+    assert metrics.harmonic_interval([np.ones(3, bool)], [np.ones(2, bool)]) == (1.0, 1.0)
+    with pytest.raises(DataError, match="at least one set"):
+        metrics.harmonic_interval([base], [])
+
+
 def test_harmonic_mean():
     assert metrics.harmonic_mean(0.5, 1.0) == pytest.approx(2 / 3)
     assert metrics.harmonic_mean(0.0, 0.0) == 0.0

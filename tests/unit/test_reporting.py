@@ -199,7 +199,16 @@ def test_base_and_novel_classes_have_a_harmonic_mean_and_no_trade_off(
     assert row.values["harmonic"].mean == pytest.approx(2 * 0.7 * 0.5 / 1.2)
     assert "ood" not in row.values
     assert found.equal == ()
-    assert "| run | seeds | base | novel | harmonic |" in found.to_markdown()
+    # The seeds' own harmonic means are 16/30 and .6.
+    assert row.values["mean_harmonic"].mean == pytest.approx((16 / 30 + 0.6) / 2)
+    assert row.values["harmonic"].sd == row.values["mean_harmonic"].sd
+    assert "| run | seeds | base | novel | harmonic | mean_harmonic |" in found.to_markdown()
+    other = write_run(tmp_path / "other", recipe("ft", 0), (0.9, 0.9))
+    (pair,) = report([*runs, other], against="ft").pairs
+    assert list(pair.values) == ["base", "novel", "harmonic"]
+    gap = pair.values["harmonic"]
+    assert gap.value == pytest.approx(2 * 0.7 * 0.5 / 1.2 - 0.9)
+    assert gap.low < gap.value < gap.high < 0
 
 
 def test_formats_agree(runs: list[Path]) -> None:

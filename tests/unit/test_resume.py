@@ -25,26 +25,36 @@ class Kill(Exception):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with a tiny model and a finished linear probe of it."""
+    """Return a directory with a tiny model, for the runs that others start from too."""
     place = tmp_path_factory.mktemp("resume")
     random_clip().save(place / "clip")
-    train(shortened("emojishift/lp", place), place / "lp")
     return place
 
 
 def shortened(name: str, place: Path, *changes: str) -> Recipe:
     """Return a recipe as it is shipped, but on a tiny model and over six steps."""
+    recipe = load_recipe(name)
+    by_epochs = recipe.optim.schedule == "cosine-epochs"  # of two steps each, for 40 images
     shorter = (
         f"model.name={place / 'clip'}",
         "data.shots=1",
         "optim.batch_size=32",  # of 80 images, so that a step is in the next epoch
-        "optim.epochs=null",
-        f"optim.steps={STEPS}",
+        f"optim.epochs={STEPS // 2 if by_epochs else 'null'}",
+        f"optim.steps={'null' if by_epochs else STEPS}",
         "run.save_every=2",
         "run.log_every=1",
         "run.device=cpu",
     )
-    start = (f"model.init={place / 'lp'}",) if load_recipe(name).model.init else ()
+    first = recipe.model.init
+    start = () if first is None else (f"model.init={place / first.name}",)
+    if first is not None and not (place / first.name).exists():
+        train(shortened(f"emojishift/{first.name}", place), place / first.name)
+    method = getattr(recipe.method, "host", recipe.method)
+    if method.name == "promptkd":  # its teacher is a run of its own
+        if not (place / "lp").exists():
+            train(shortened("emojishift/lp", place), place / "lp")
+        key = "method.teacher" if method is recipe.method else "method.host.teacher"
+        start = (*start, f"{key}={place / 'lp'}")
     return load_recipe(name, (*shorter, *start, *changes))
 
 

@@ -1,0 +1,1 @@
+"""Damage to pictures in fifteen common and four further ways, in five degrees each."""

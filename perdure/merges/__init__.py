@@ -1,0 +1,1 @@
+"""Kinds of merges, their members, and what they measure."""

@@ -1,0 +1,57 @@
+"""The verbs of `perdure data` on small copies of data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests import layouts
+
+from .conftest import Perdure
+
+
+def test_check_lists_what_is_there_and_ends_with_one_where_something_is_wrong(
+    perdure: Perdure, tmp_path: Path
+) -> None:
+    layouts.coop(tmp_path, "dtd")
+    good = perdure("data", "check", tmp_path, "--decode", "--duplicates", "--set", "dtd")
+    assert "pictures are in train" in good.out  # the copies share four colours
+    good = perdure("data", "check", tmp_path)
+    assert good.code == 0
+    assert "Nothing is wrong." in good.out
+    assert "Remark: dtd, train: 8 pictures, but a whole copy is said to have 2,820." in good.out
+    (tmp_path / "dtd/images/val-bus-0.jpg").unlink()
+    bad = perdure("data", "check", tmp_path, "--json")
+    assert bad.code == 1
+    document = json.loads(bad.out)
+    assert document["faults"] == ["dtd, val: 1 files are not there: val-bus-0.jpg."]
+    assert [part["split"] for part in document["parts"]] == ["train", "val", "test"]
+
+
+def test_a_suite_names_what_must_be_there(perdure: Perdure, tmp_path: Path) -> None:
+    layouts.iwildcam(tmp_path)
+    answer = perdure("data", "check", tmp_path, "--suite", "imagenet-shift")
+    assert answer.code == 1
+    assert "imagenet: nothing of it is below" in answer.out
+    assert perdure("data", "check", tmp_path / "none").code in (1, 2)
+    assert "did you mean" in perdure("data", "check", tmp_path, "--set", "iwildcm").err
+
+
+def test_a_model_is_asked(perdure: Perdure, model: str, tmp_path: Path) -> None:
+    layouts.iwildcam(tmp_path)
+    answer = perdure("data", "check", tmp_path, "--set", "iwildcam", "--model", model)
+    assert "zero-shot, iwildcam train" in answer.out
+    assert "chance 33.3 %" in answer.out
+
+
+def test_stats_sheet_and_compact(perdure: Perdure, tmp_path: Path) -> None:
+    layouts.coop(tmp_path, "ucf101")
+    rows = json.loads(perdure("data", "stats", tmp_path, "--json").out)
+    assert [row["pictures"] for row in rows] == [8, 8, 8]
+    assert "classes 4" in perdure("data", "stats", tmp_path).out
+    assert "Wrote" in perdure("data", "sheet", tmp_path, "--out", "sheet.png").out
+    assert (tmp_path / "sheet.png").is_file()
+    (tmp_path / "big.csv").write_text("title,filepath,label\na,x.jpg,cat\nb,x.jpg,cat\n")
+    done = perdure("data", "compact", "big.csv", "--out", "small.csv")
+    assert done.out == "Wrote small.csv: 1 pictures of 1 classes, from 2 rows\n"
+    assert (tmp_path / "small.csv").read_text().split() == ["filepath,label", "x.jpg,cat"]

@@ -4,7 +4,7 @@
 
 Two divisions of EmojiShift's classes, three seeds, 16 images per class. Settings are chosen on the
 first division with seed 0, on base classes of `val` and on `val_shift`, whose concepts belong to
-neither half; held-out classes are scored once, at the end. Resumable.
+neither half; no choice uses held-out classes. Resumable.
 """
 
 import argparse
@@ -81,7 +81,7 @@ GRIDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "coop": (("optim.lr=0.005",), ("optim.lr=0.02",), ("optim.lr=0.08",)),
     "coop early": (("optim.epochs=5",), ("optim.epochs=10",), ("optim.epochs=25",)),
     "kgcoop": tuple((f"method.anchor_weight={weight}",) for weight in (1, 4, 16)),
-    "mma": (("optim.lr=0.0015",), ("optim.lr=0.006",), ("optim.lr=0.024",)),
+    "mma": (("optim.lr=0.03",), ("optim.lr=0.06",), ("optim.lr=0.12",)),
     "coop + mergetune": tuple((f"method.anchor_weight={weight}",) for weight in (1, 4, 16)),
 }
 """What is chosen for a row; MERGETUNE on other hosts takes the weight chosen on CoOp"""

@@ -72,8 +72,9 @@ def page(figures: Figures) -> str:
         f"Accuracy in per cent, mean ± sample standard deviation of {seeds} seeds, "
         f"n = {theory_toy.LIMIT} images per set: the task (ID), the mean of its five shifted "
         "sets (OOD), and `val_shift`, 60 concepts that fine-tuning never names. The "
-        "settings were fixed beforehand; L2-SP's strength is that of its recipe, which was chosen "
-        "with a view to `val_shift`, the others' were not.",
+        "settings of training were fixed beforehand; the number of scored images was cut to this "
+        "for speed after FT's first seed had been scored. L2-SP's strength is that of its recipe, "
+        "which was chosen with a view to `val_shift`, the others' were not.",
         table(["method", "ID", "OOD", "other concepts"], kept),
         "## How far each goes",
         "`along`: displacement of image features on the task, projected on FT's of the same "

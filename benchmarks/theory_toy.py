@@ -4,7 +4,7 @@
 
 Image tower only, text tower frozen: FT, L2-SP, and self-distillation of image features from a
 static, an exponential (EMA) and a Beta-weighted (WMA) teacher, five seeds each. Writes
-`docs/theory-toy.md` and its picture. Resumable: finished runs and figures are kept.
+`docs/theory-toy.md`. Resumable: finished runs and figures are kept.
 """
 
 import argparse

@@ -117,14 +117,14 @@ def iwildcam(root: Path, place: str = "iwildcam_v2.0") -> Path:
 def fmow(root: Path, place: str = "fmow_v1.1") -> Path:
     base = root / place
     base.mkdir(parents=True)
-    codes = ["name,alpha-3,region", "Spain,ESP,Europe", "Chad,TCD,Africa", "Nowhere,XXX,"]
+    codes = ["name,alpha-3,region", "Spain,ESP,Europe", "Chad,TCD,Africa", "Nowhere,QQQ,"]
     (base / "country_code_mapping.csv").write_text("\n".join(codes) + "\n")
     rows = ["split,img_filename,category,timestamp,country_code"]
     for split, year in (
         *(("train", 2005), ("seq", 2005), ("val", 2006), ("test", 2007), ("val", 2014)),
         *(("test", 2016), ("train", 2014), ("val", 2017)),
     ):
-        for category, country in (("zoo", "ESP"), ("car_dealership", "TCD"), ("dam", "XXX")):
+        for category, country in (("zoo", "ESP"), ("car_dealership", "TCD"), ("dam", "QQQ")):
             rows.append(f"{split},x.jpg,{category},{year}-01-02T10:00:00Z,{country}")
             if split != "seq":
                 picture(base / "images" / f"rgb_img_{len(rows) - 2}.png", len(rows))

@@ -6,18 +6,17 @@ Both checkpoints, three seeds, one evaluation of the test sets per run, all alon
 lines. Writes `docs/results-best.md`. Resumable; takes the runs of `benchmarks.results` that exist.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from perdure import evaluate, load_recipe, merge
 from perdure.comparison import at_equal_id
-from perdure.files import read_json, write_text
+from perdure.files import read_json
 from perdure.records import read
 from perdure.tables import cell, table
 
-from .experiments import CHECKPOINTS, ROOT, SEEDS, SUITE, Job, carry_out_all
+from .experiments import CHECKPOINTS, ROOT, SEEDS, SUITE, Job, carry_out_all, study
 from .results import read_choices, run_folder, test_jobs
 from .results_page import LABELS, MAIN, SHIFTS, Runs, difference, gaps_at_equal_id, main_rows
 from .search import FIGURE
@@ -147,17 +146,5 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Measure what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--page-only", action="store_true", help="write the page from what is done")
-    asked = parser.parse_args()
-    if not asked.page_only:
-        measure(asked.workers)
-    write_text(PAGE, page())
-    print(f"wrote {PAGE}")
-
-
 if __name__ == "__main__":
-    main()
+    study(__doc__, measure, page, PAGE)

@@ -4,6 +4,7 @@ Every run is a directory below `runs/results`; what is there and complete is not
 interrupted command goes on where it stopped.
 """
 
+import argparse
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perdure.files import read_json, whole_file
+from perdure.files import read_json, whole_file, write_text
 
 ROOT = Path("runs/results")
 SUITE, CHOICE = "emojishift", "emojishift-val"
@@ -140,6 +141,27 @@ def carry_out_all(jobs: Iterable[Job], workers: int) -> None:
         futures = [pool.submit(carry_out, job) for job in waiting]
         for done, future in enumerate(as_completed(futures), start=1):
             print(f"{done}/{len(waiting)} {future.result()}", flush=True)
+
+
+def study(
+    description: str, measure: Callable[[int], None], page: Callable[[], str], out: Path
+) -> None:
+    """Carry out what a study lacks and write its page, as the command line asks.
+
+    Args:
+        description: Of the program; its first line is its help.
+        measure: Carries out what is missing with a number of processes.
+        page: Makes the page from what is done.
+        out: Its file.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--page-only", action="store_true", help="write the page from what is done")
+    asked = parser.parse_args()
+    if not asked.page_only:
+        measure(asked.workers)
+    write_text(out, page())
+    print(f"wrote {out}")
 
 
 def score(out: Path, split: str) -> float:

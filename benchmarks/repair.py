@@ -7,18 +7,16 @@ at a fifth of the host's rate. All are evaluated once, along their WiSE-FT lines
 the runs of `benchmarks.results` and `benchmarks.best` that exist.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from perdure.comparison import over_seeds
-from perdure.files import write_text
 from perdure.records import summary
 from perdure.tables import cell, table
 
 from .best import zero_shot
-from .experiments import CHECKPOINTS, SEEDS, SUITE, Job, carry_out_all
+from .experiments import CHECKPOINTS, SEEDS, SUITE, Job, carry_out_all, study
 from .results import read_choices, run_folder, test_jobs
 from .results_page import LABELS, SHIFTS, Runs, above_frontier, difference, gaps_at_equal_id
 
@@ -225,17 +223,5 @@ def page(hosts: Mapping[str, Sequence[Host]] = HOSTS) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main() -> None:
-    """Measure what is missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each")
-    parser.add_argument("--page-only", action="store_true", help="write the page from what is done")
-    asked = parser.parse_args()
-    if not asked.page_only:
-        measure(asked.workers)
-    write_text(PAGE, page())
-    print(f"wrote {PAGE}")
-
-
 if __name__ == "__main__":
-    main()
+    study(__doc__, measure, page, PAGE)

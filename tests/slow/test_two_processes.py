@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,13 @@ TABLES += [
     },
 ]
 
+EXACT = [
+    number
+    for number, table in enumerate(TABLES)
+    if table["name"] == "tracer" and table.get("teacher") == "ema"
+]
+"""Carried out in float64: after a batch of one image float32 rounds to 1.1e-5 on some processors"""
+
 # One pair of processes serves all methods: starting it costs more than all that it computes.
 # Batches of 33 never divide evenly, and the last of 80 images has 14; after batches of 79 one image
 # is left, and the second process has none. SGD, because AdamW turns the
@@ -67,7 +76,7 @@ from perdure.recipe import OptimSpec
 from perdure.runtime import Runtime
 from perdure.weights import trainable
 
-out, tables = Path(sys.argv[1]), json.loads(sys.argv[2])
+out, tables, exact = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 runtime = Runtime("cpu", threads=1)
 runtime.close = lambda: None
 dataset = open_dataset("emojishift", "train", shots=1, seed=0)
@@ -91,9 +100,13 @@ for number, table, size in jobs:
         first.restart()
         student = first.export()
     learner = method.build(student, context).train()
+    batches = loader.batches(0, 3)
+    if number in exact:
+        learner = learner.double()
+        batches = (batch._replace(images=batch.images.double()) for batch in batches)
     optimizer, schedule = optim.make(learner, spec, 3)
     found = {}
-    for tick in steps(learner, loader.batches(0, 3), optimizer, schedule, runtime):
+    for tick in steps(learner, batches, optimizer, schedule, runtime):
         for name, parameter in learner.named_parameters():
             if parameter.grad is not None:
                 found[f"gradient {tick.step} {name}"] = parameter.grad.clone().numpy()
@@ -138,7 +151,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for processes in (1, 2):
         places[processes] = place = tmp_path_factory.mktemp(f"processes-{processes}")
         (place / "worker.py").write_text(WORKER)
-        done = launch(processes, "worker.py", str(place), json.dumps(TABLES), cwd=place)
+        done = launch(
+            processes, "worker.py", str(place), json.dumps(TABLES), json.dumps(EXACT), cwd=place
+        )
         assert done.returncode == 0, done.stderr[-3000:]
     return places
 
@@ -152,11 +167,11 @@ def test_gradients_terms_and_weights_are_those_of_one_process(
     one, two = (dict(np.load(outputs[count] / f"{number}-{size}.npz")) for count in (1, 2))
     assert one.keys() == two.keys()
     short = 3 if size == 33 else 2
+    tolerance = 1e-12 if number in EXACT else 1e-5
     assert any(name.startswith(f"gradient {short} ") for name in one)
     for name, value in one.items():
         size = max(1.0, float(np.abs(value).max()))
-        # Sums in another order; after a batch of one image 1.1e-5 was seen on some processors.
-        assert np.abs(value - two[name]).max() <= 2e-5 * size, name
+        assert np.abs(value - two[name]).max() <= tolerance * size, name
 
 
 @pytest.mark.xdist_group("outputs")
@@ -311,8 +326,11 @@ def test_what_both_processes_find_wrong_is_said_once(tmp_path: Path) -> None:
     done = perdure(2, tmp_path, "train", "emojishift/tracr", "--out", "run")
     assert done.returncode != 0
     assert done.stderr.count("Error: there is no recipe 'emojishift/tracr'") == 1
-    # torchrun's report; on a busy machine it ends the other process before that has failed too.
-    assert done.stderr.count("exitcode  : 2 ") in (1, 2)
+    # torchrun's report. One that has not started yet when the other fails is ended by torchrun.
+    codes = re.findall(r"exitcode  : (-?\d+) ", done.stderr)
+    assert len(codes) == 2
+    assert codes[-1] == "2", "the first failure, reported last, is the program's own"
+    assert codes[0] in ("2", str(-int(signal.SIGTERM)))
     assert "did you mean 'emojishift/tracer'" in done.stderr.splitlines()[-2]
     assert "perdure/cli.py" not in done.stderr
     assert not (tmp_path / "run").exists()

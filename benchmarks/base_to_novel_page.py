@@ -127,11 +127,12 @@ def page(found: Mapping[str, Found], choices: Mapping[str, Any]) -> str:
         "a run. Per cent, mean ± sample standard deviation over "
         f"{2 * seeds} runs; n = 800 images per half, division and domain.",
         "## Choices",
-        "On the first division with seed 0: base classes of `val` (n = 800) and `val_shift` (n = "
-        "1,200), whose concepts belong to neither half. No test image of a held-out class is used for "
-        "a choice; while the methods were built, one KgCoOp run and the zero-shot model had been "
-        "scored on some, and one MMA run on held-out classes of `val`. CoOp's and MMA's rates are chosen on base classes alone, as published; "
-        "MERGETUNE on other hosts takes the weight chosen on CoOp.",
+        "On the first division with seed 0: base classes of `val` (n = 800) and `val_shift` "
+        "(n = 1,200), whose concepts belong to neither half. No test image of a held-out class is "
+        "used for a choice; while the methods were built, one KgCoOp run and the zero-shot model "
+        "had been scored on some, and one MMA run on held-out classes of `val`. CoOp's and MMA's "
+        "rates are chosen on base classes alone, as published; MERGETUNE on other hosts takes the "
+        "weight chosen on CoOp.",
         choices_part(choices),
         "## Results",
         table(HEAD, [row(TITLES[name], done[name]) for name in main]),

@@ -149,6 +149,18 @@ class ValidateSpec(_Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnoseSpec(_Table):
+    """What a run says of itself against the pre-trained model, in its log; changes no weight."""
+
+    every: Count
+    """Optimiser steps between two looks; the last step has one too"""
+    images: Annotated[int, Field(ge=2)] = 128
+    """Images looked at: of the first validation split, and as many of training for the spans"""
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of the mean squared length of a layer's inputs that their span keeps"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSpec(_Table):
     """How the run is carried out; apart from `precision` it does not change what is computed."""
 
@@ -176,6 +188,9 @@ HOW = frozenset(
 )
 """Keys of `run` that may change when a run is resumed"""
 
+ASIDE = ("diagnose",)
+"""Tables that change nothing that is trained: runs with and without compare, and resume"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(_Table):
@@ -187,6 +202,7 @@ class Recipe(_Table):
     optim: OptimSpec
     validate: ValidateSpec = field(default_factory=ValidateSpec)
     run: RunSpec = field(default_factory=RunSpec)
+    diagnose: DiagnoseSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
@@ -240,6 +256,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """Return "key: old -> new" for every key that changes what is computed."""
     before, after = _flat(plain(old)), _flat(plain(new))
     keys = [key for key in before | after if key not in {f"run.{name}" for name in HOW}]
+    keys = [key for key in keys if key.partition(".")[0] not in ASIDE]
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in keys
@@ -254,6 +271,8 @@ def plain(value: Any) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [item.name for item in dataclasses.fields(value)]
+        if isinstance(value, Recipe):  # a table that is left out is not written down either
+            names = [name for name in names if name not in ASIDE or getattr(value, name)]
         options = {name: plain(getattr(value, name)) for name in names}
         return {"name": value.name} | options if _is_method(value) else options
     if isinstance(value, (list, tuple)):
@@ -319,4 +338,5 @@ _PARTS = {
     "optim": OptimSpec,
     "validate": ValidateSpec,
     "run": RunSpec,
+    "diagnose": DiagnoseSpec,
 }

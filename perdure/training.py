@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,9 @@ from torch.optim import Optimizer
 from . import optim, towers, zoo
 from .data.datasets import Dataset, is_of_sentences, open_dataset, templates_for
 from .data.loading import Loader
+from .diagnosis.watching import Watch, watch
 from .errors import DataError, DivergedError
+from .files import finite
 from .foreign import is_foreign, read_tuned
 from .learner import Learner
 from .loop import Tick as Tick
@@ -112,6 +113,8 @@ class Work:
     total: int
     validation: dict[str, Dataset]
     templates: tuple[str, ...]
+    watch: Watch | None = None
+    """What `diagnose` asks for, on the main process"""
 
     @classmethod
     def prepare(cls, recipe: Recipe, runtime: Runtime) -> Work:
@@ -152,9 +155,13 @@ class Work:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
         validation = {name: _validation(data, name, recipe.seed) for name in recipe.validate.splits}
-        return cls(
+        work = cls(
             recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates
         )
+        if recipe.diagnose is not None and runtime.is_main:
+            prompts = ("{}",) if sentences else templates
+            work.watch = watch(recipe, learner, context.zeroshot(), dataset, prompts, validation)
+        return work
 
     def logs(self, step: int) -> bool:
         """Return whether the log gets a line after this step."""
@@ -170,9 +177,14 @@ class Work:
         every = self.recipe.validate.every or self.loader.steps_per_epoch
         return bool(self.validation) and (step % every == 0 or step == self.total)
 
+    def diagnoses(self, step: int) -> bool:
+        """Return whether what has changed since the start is looked at after this step."""
+        spec = self.recipe.diagnose
+        return spec is not None and (step % spec.every == 0 or step == self.total)
+
     def reads(self, step: int) -> bool:
         """Return whether anybody needs the values of this step."""
-        return self.logs(step) or self.saves(step) or self.validates(step)
+        return any(asks(step) for asks in (self.logs, self.saves, self.validates, self.diagnoses))
 
     def validate(self) -> dict[str, float]:
         """Return the accuracy of what the learner would deliver now, per validation split."""
@@ -255,8 +267,10 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> Non
             seconds = before + tick.seconds
             cursor = replace(cursor, step=step, seconds=seconds, scaler=runtime.scaler_state())
             if runtime.is_main and work.logs(step):
-                run.log(_row(tick))
+                run.log(finite(tick._asdict()))
                 run.update_status(step=step, seconds=seconds)
+            if work.watch is not None and work.diagnoses(step):
+                run.log({"step": step, "diagnosis": work.watch.look(learner)})
             best = cursor.best_step
             if work.validates(step):
                 cursor = _judge(cursor, work.validate(), run if runtime.is_main else None)
@@ -293,14 +307,6 @@ def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cur
     if cursor.best_value is not None and value <= cursor.best_value:
         return cursor
     return replace(cursor, best_step=cursor.step, best_value=value)
-
-
-def _row(tick: Tick) -> dict[str, object]:
-    """Return a tick as the log holds it; JSON has no number for what is not finite."""
-    stats = {
-        name: value if math.isfinite(value) else None for name, value in (tick.stats or {}).items()
-    }
-    return {**tick._asdict(), "stats": stats}
 
 
 def _sizes(learner: nn.Module) -> dict[str, int]:

@@ -43,6 +43,8 @@ ROWS = [
     "methods.coop methods.kgcoop",
     "methods.mergetune",
     "recipe optim runtime states run comparison records prediction subjects",
+    "diagnosis diagnosis.layers diagnosis.span diagnosis.update diagnosis.similarity",
+    "diagnosis.drift diagnosis.pairs diagnosis.watching",
     "loop training evaluation",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",

@@ -60,7 +60,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
     else:
         shared = float((y.T @ x).square().sum())
         sizes = float((x.T @ x).norm()), float((y.T @ y).norm())
-    return shared / (sizes[0] * sizes[1]) if min(sizes) > 0 else None
+    return min(1.0, shared / (sizes[0] * sizes[1])) if min(sizes) > 0 else None
 
 
 def mean_cosine(x: Tensor, y: Tensor) -> float | None:

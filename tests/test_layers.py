@@ -60,6 +60,7 @@ ROWS = [
     "groups tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
     "cli_alpha",
+    "diagnosis.pictures diagnosis.telling cli_diagnose",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]

@@ -14,10 +14,10 @@ from .. import __version__
 from ..calibration import task_of
 from ..data.datasets import Dataset, open_dataset
 from ..data.loading import eval_batches
-from ..data.splits import Suite
+from ..data.splits import Split, Suite
 from ..errors import DataError, RunError
 from ..files import finite
-from ..prediction import How, open_suite, open_validation, spread
+from ..prediction import How, Unit, open_suite, spread
 from ..predictor import Predictor
 from ..recipe import DataSpec
 from ..run import Run
@@ -143,7 +143,7 @@ def diagnose(
     chosen, root = task_of(subject, suite, how.root)
     how = replace(how, root=root)
     units = list(open_suite(chosen, how))
-    training, source, templates = _training(subject, chosen, how)
+    training, source, templates = _training(subject, units, how)
     start, tuned = origin.predictor(), subject.predictor()
     if how.runtime is not None:
         start, tuned = (model.to(how.runtime.device) for model in (start, tuned))
@@ -229,16 +229,16 @@ def _origin(subject: Subject) -> Subject:
 
 
 def _training(
-    subject: Subject, suite: Suite, how: How
+    subject: Subject, units: Sequence[tuple[Split, Unit]], how: How
 ) -> tuple[Dataset, dict[str, Any], tuple[str, ...]]:
     """Return the images a run was trained on, where they are from, and their prompts.
 
-    Without a training that one knows of, those on which choices are made.
+    Without a training that one knows of, the images of the task itself: nothing is chosen on them.
     """
     data: DataSpec | None = trained_on(subject)
     if data is None:
-        unit = open_validation(suite, how, purpose="no spans can be found")
-        return unit.dataset, {"name": unit.dataset.name, "split": "val"}, unit.templates
+        split, unit = next((one for one in units if one[0].role in ("id", "base")), units[0])
+        return unit.dataset, {"name": split.dataset, "split": split.split}, unit.templates
     found = open_dataset(
         data.name,
         data.split,

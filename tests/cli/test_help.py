@@ -27,6 +27,7 @@ VERBS = (
     "alpha",
     "ablate",
     "profile",
+    "diagnose",
 )
 
 LIGHT = (
@@ -40,6 +41,7 @@ LIGHT = (
     ("path", "--help"),
     ("ablate", "--help"),
     ("profile", "--help"),
+    ("diagnose", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from perdure.data.datasets import Dataset, open_dataset
 from perdure.errors import RecipeError
 from perdure.recipe import Recipe, differences, dump_recipe, load_recipe, parse_recipe
 from perdure.records import document, identity
@@ -31,6 +32,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clip")
     random_clip().save(path / "tiny")
     return path / "tiny"
+
+
+@pytest.fixture(scope="module")
+def few() -> tuple[str, Dataset]:
+    """Return 80 images that stand for `val`, whose 800 take long to draw."""
+    return "val", open_dataset("emojishift", "train", seed=1, shots=1)
 
 
 def recipe(name: str, clip: Path, *changes: str) -> Recipe:
@@ -57,8 +64,13 @@ def rows(run: Run) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", ["ft", "tracer", "lora"])
 def test_a_diagnosed_run_has_the_same_bits_and_resumes(
-    clip: Path, tmp_path: Path, name: str
+    clip: Path,
+    tmp_path: Path,
+    name: str,
+    few: tuple[str, Dataset],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("perdure.diagnosis.watching._held_out", lambda data: few)
     watched = recipe(name, clip, "diagnose={every: 2, images: 12}")
     plain = train(recipe(name, clip), tmp_path / "plain")
     whole = train(watched, tmp_path / "whole")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,24 +14,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
-from .data.datasets import Dataset, is_of_sentences, open_dataset, templates_for
+from .data.datasets import Dataset, is_of_sentences
 from .data.loading import Loader
 from .errors import DataError, DivergedError
-from .foreign import is_foreign, read_tuned
 from .learner import Learner
 from .loop import Tick as Tick
 from .loop import steps as steps
 from .method import Context
+from .opening import all_classes, open_split, open_validated
+from .opening import find_templates as find_templates
+from .opening import load_student as load_student
 from .optim import Schedule
 from .prediction import predict
-from .predictor import Predictor
-from .recipe import DataSpec, ModelSpec, Recipe
+from .recipe import Recipe
 from .run import Run
-from .rundir import is_run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
 from .states import Cursor
-from .subjects import find, is_kept_apart
 
 Progress = Callable[[Tick, int], None]
 """Called after every step with the number of all steps."""
@@ -118,7 +117,7 @@ class Work:
         """Build everything, and write nothing; raises as `train` does."""
         data, spec = recipe.data, recipe.optim
         torch.manual_seed(recipe.seed)  # methods may draw first weights
-        dataset = _open(data, data.split, recipe.seed)
+        dataset = open_split(data, data.split, recipe.seed)
         templates = find_templates(data)
         classes = () if dataset.captioned else dataset.classes
         student = load_student(recipe.model, recipe.seed, classes)
@@ -145,13 +144,14 @@ class Work:
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
             recipe.seed,
-            lambda: _all_classes(data, recipe.seed),
+            lambda: all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
-        validation = {name: _validation(data, name, recipe.seed) for name in recipe.validate.splits}
+        splits = recipe.validate.splits
+        validation = {name: open_validated(data, name, recipe.seed) for name in splits}
         return cls(
             recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates
         )
@@ -182,41 +182,6 @@ class Work:
             logits, labels = predict(predictor, dataset, self.templates, runtime=self.runtime)
             accuracies[name] = float(np.mean(logits.argmax(axis=1) == labels))
         return accuracies
-
-
-def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Predictor:
-    """Return the predictor that training starts from, with the modules that were added to it.
-
-    Methods that train a plain CLIP fold these; those that continue what was added do not.
-
-    Args:
-        model: What it is.
-        seed: Takes the place of "{seed}".
-        classes: Of the task, for checkpoints in which something belongs to each class.
-
-    Raises:
-        RunError: If `model.init` is neither a finished run nor anything else that can be read.
-        WeightsError: If the model is unknown or its weights do not fit.
-    """
-    if model.init is None:
-        return zoo.load(model.name, model.weights)
-    path = Path(str(model.init.expanduser()).replace("{seed}", str(seed)))
-    if is_kept_apart(path):
-        return find(path).unfolded()
-    if not is_run(path) and is_foreign(path):
-        return read_tuned(path, zoo.load(model.name, model.weights), classes)
-    return Run(path).predictor()
-
-
-def find_templates(data: DataSpec) -> tuple[str, ...]:
-    """Return the prompts of the classes: given, of a named set, or those of the data set.
-
-    Raises:
-        DataError: If there is no such set.
-    """
-    if isinstance(data.templates, tuple):
-        return data.templates
-    return templates_for(data.templates or data.name, data.root)
 
 
 def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> None:
@@ -308,32 +273,6 @@ def _sizes(learner: nn.Module) -> dict[str, int]:
     parameters = list(learner.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return {"trainable": trainable, "parameters": sum(each.numel() for each in parameters)}
-
-
-def _open(data: DataSpec, split: str, seed: int) -> Dataset:
-    return open_dataset(
-        data.name,
-        split,
-        data.root,
-        seed=seed,
-        shots=data.shots,
-        classes=data.classes,
-        sampling=data.sampling,
-        damaged=data.damaged,
-    )
-
-
-def _validation(data: DataSpec, split: str, seed: int) -> Dataset:
-    """Open images to validate on: all of them, unless few-shot subsets are the published ones."""
-    if data.sampling == "coop":
-        return _open(data, split, seed)
-    return _open(replace(data, shots=None), split, 0)
-
-
-def _all_classes(data: DataSpec, seed: int) -> tuple[str, ...]:
-    """Return the class names of the whole data set, of which a recipe may take a part."""
-    whole = _open(replace(data, classes="all"), data.split, seed)
-    return () if whole.captioned else whole.classes
 
 
 def _ignore(message: str) -> None:

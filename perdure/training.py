@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from . import optim, towers, zoo
 from .data.datasets import Dataset, is_of_sentences
 from .data.loading import Loader
 from .errors import DataError, DivergedError
+from .guard import Guard
 from .learner import Learner
 from .loop import Tick as Tick
 from .loop import steps as steps
@@ -65,7 +67,7 @@ def train(
         DivergedError: If a loss is not finite; the last good state stays.
         DataError: If data are missing or damaged.
         WeightsError: If the model is unknown or its weights do not fit.
-        TaskError: If method and task do not fit.
+        TaskError: If method and task do not fit, or the start is below the guard's floor.
     """
     run = Run(out)
     say = say or _ignore
@@ -82,12 +84,20 @@ def train(
         say = _ignore
     try:
         work = Work.prepare(recipe, runtime)
+        said = work.begin_guard(run)
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
+        if said is not None and work.guard is not None:
+            if runtime.is_main:
+                run.update_status(guard=work.guard.record)
+            say(said)
         runtime.wait()
         say(f"Training on {runtime.describe()}; {work.total} steps.")
-        _carry_out(work, run, progress, say)
+        while not _carry_out(work, run, progress, say):
+            runtime.wait()
+            del work  # its memory is needed
+            work = Work.prepare(recipe, runtime)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -111,6 +121,7 @@ class Work:
     total: int
     validation: dict[str, Dataset]
     templates: tuple[str, ...]
+    guard: Guard | None = None
 
     @classmethod
     def prepare(cls, recipe: Recipe, runtime: Runtime) -> Work:
@@ -152,9 +163,11 @@ class Work:
         optimizer, schedule = optim.make(learner, spec, total)
         splits = recipe.validate.splits
         validation = {name: open_validated(data, name, recipe.seed) for name in splits}
+        guard = Guard.of(recipe, runtime)
         return cls(
-            recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates
-        )
+            recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates,
+            guard,
+        )  # fmt: skip
 
     def logs(self, step: int) -> bool:
         """Return whether the log gets a line after this step."""
@@ -170,9 +183,23 @@ class Work:
         every = self.recipe.validate.every or self.loader.steps_per_epoch
         return bool(self.validation) and (step % every == 0 or step == self.total)
 
+    def looks(self, step: int) -> bool:
+        """Return whether the guard looks after this step."""
+        if self.guard is None or self.validation:
+            return self.guard is not None and self.validates(step)
+        every = self.guard.spec.every or self.loader.steps_per_epoch
+        return step % every == 0 or step == self.total
+
     def reads(self, step: int) -> bool:
         """Return whether anybody needs the values of this step."""
-        return self.logs(step) or self.saves(step) or self.validates(step)
+        return self.logs(step) or self.saves(step) or self.validates(step) or self.looks(step)
+
+    def begin_guard(self, run: Run) -> str | None:
+        """Let the guard of a new run measure before training; None where there is none."""
+        if self.guard is None or (run.path.exists() and "guard" in run.status()):
+            return None
+        model = self.recipe.model
+        return self.guard.begin(self.learner, lambda: zoo.load(model.name, model.weights))
 
     def validate(self) -> dict[str, float]:
         """Return the accuracy of what the learner would deliver now, per validation split."""
@@ -184,25 +211,36 @@ class Work:
         return accuracies
 
 
-def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> None:
-    """Train from the newest state to the end and write the result."""
+def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> bool:
+    """Train from the newest state to the end and write the result.
+
+    Return False where the guard acted: to be called again, with everything built anew.
+    """
     recipe, runtime, learner, total = work.recipe, work.runtime, work.learner, work.total
+    guard = work.guard
+    if guard is not None:
+        guard.read(run)
+    ended = guard is not None and guard.stopped
     cursor = run.load_state(learner, work.optimizer)
     runtime.load_scaler_state(cursor.scaler)
     runtime.wait()  # nobody may delete a state that another process still reads
     if runtime.is_main:
-        run.cut_log(cursor.step)
+        if not ended:
+            run.cut_log(cursor.step)
+        if guard is not None:
+            guard.catch_up(run)
         run.update_status(state="running", total_steps=total, **_sizes(learner))
     if cursor.step:
         say(f"Resumed after step {cursor.step} of {total}.")
     before = cursor.seconds
-    batches = work.loader.batches(cursor.step, total)
+    batches = () if ended else work.loader.batches(cursor.step, total)
+    schedule = work.schedule if guard is None else guard.lowered(work.schedule)
     with StopRequest() as stop:
         for tick in steps(
             learner,
             batches,
             work.optimizer,
-            work.schedule,
+            schedule,
             runtime,
             seed=recipe.seed,
             start=cursor.step,
@@ -222,32 +260,51 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> Non
             if runtime.is_main and work.logs(step):
                 run.log(_row(tick))
                 run.update_status(step=step, seconds=seconds)
-            best = cursor.best_step
             if work.validates(step):
                 cursor = _judge(cursor, work.validate(), run if runtime.is_main else None)
-            stopping = step < total and runtime.total(stop.number is not None) > 0
-            improved = cursor.best_step != best and step < total
-            if runtime.is_main and (work.saves(step) or improved or stopping):
+            asked = runtime.total(stop.number is not None) > 0
+            if guard is not None and work.looks(step):
+                look = guard.look(learner.export())
+                if not guard.holds(look):
+                    say(guard.act(run, cursor, look, write=runtime.is_main))
+                    if asked and not guard.stopped:
+                        _interrupt(run, stop, cursor.good_step, before, write=runtime.is_main)
+                    return False
+                cursor = replace(cursor, good_step=step)
+                if runtime.is_main:
+                    run.log({"step": step, "guard": look._asdict()})
+            stopping = step < total and asked
+            marked = step < total and step in (cursor.good_step, cursor.best_step)
+            if runtime.is_main and (work.saves(step) or marked or stopping):
                 run.save_state(cursor, learner, work.optimizer)
             if stopping:
-                if runtime.is_main:
-                    run.update_status(state="stopped", step=step, seconds=seconds)
-                raise Interrupted(stop.number or signal.SIGTERM, step, run.path)
-    delivered = total
+                _interrupt(run, stop, step, seconds, write=runtime.is_main)
+    reached = cursor.good_step if ended else total
+    if ended and cursor.step != reached:
+        run.load_step(reached, learner, work.optimizer)
+    delivered = reached
     if recipe.validate.select == "best" and cursor.best_step is not None:
         delivered = cursor.best_step
-        if delivered != total:
+        if delivered != reached:
             run.load_step(delivered, learner, work.optimizer)
     if runtime.is_main:
         run.finish(
             learner.export().cpu(),
             keep_states=recipe.run.keep,
-            step=total,
+            step=reached,
             delivered_step=delivered,
             seconds=cursor.seconds,
             best_step=cursor.best_step,
             best_value=cursor.best_value,
         )
+    return True
+
+
+def _interrupt(run: Run, stop: StopRequest, step: int, seconds: float, *, write: bool) -> NoReturn:
+    """End training that was asked to stop, with everything up to `step` saved."""
+    if write:
+        run.update_status(state="stopped", step=step, seconds=seconds)
+    raise Interrupted(stop.number or signal.SIGTERM, step, run.path)
 
 
 def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cursor:

@@ -19,7 +19,7 @@ from .data.suites import Suite, for_choosing
 from .data.suites import suite as find_suite
 from .errors import TaskError
 from .evaluation import evaluate_points
-from .guard_spec import GuardSpec, is_unbounded, less_is_better, require_in, splits_of
+from .guard_spec import WITHOUT, GuardSpec, is_unbounded, less_is_better, require_in, splits_of
 from .learner import Learner
 from .optim import Schedule
 from .prediction import How, open_suite, stay
@@ -69,8 +69,9 @@ class Guard:
         except ValueError as error:
             raise TaskError(f"guard: {error}.") from None
         needed = splits_of(spec.metric, suite)
-        # "id" stays where the classes of others are columns of its classes.
-        kept = [one for one in suite.splits if one.name in needed or one.role == "id"]
+        kept = [one for one in suite.splits if one.name in needed]
+        if any(one.columns is not None for one in kept):  # these are of the classes of "id"
+            kept = [one for one in suite.splits if one in kept or one.role == "id"]
         how = How(root=root, limit=spec.limit, runtime=runtime)
         guard = cls(spec, replace(suite, splits=tuple(kept)), how)
         for _ in open_suite(guard.suite, how):
@@ -101,7 +102,7 @@ class Guard:
                 )
             interval = found[split]["interval"] if name == "accuracy" else None
             return Look(found[split][name], interval and tuple(interval), images)
-        value = found.summary()[name]
+        value = found.summary()["ood" if name in WITHOUT else name]
         if "interval" in value:
             return Look(value["value"], tuple(value["interval"]), images)
         if name.startswith("ece"):

@@ -31,8 +31,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 }
 """What a suite comes to (`perdure.reporting`), and the roles its splits must have for it"""
 
-_WITHOUT = {"art": "corrupt", "without_objectnet": "objectnet"}
-"""Means over all shifted sets but this one, which exist where it does"""
+WITHOUT = {"art": "corrupt", "without_objectnet": "objectnet"}
+"""Means over all shifted sets but this one, which exist where it does; `ood` of the others"""
 
 OF_SPLITS = (
     *("accuracy", "macro_f1", "worst_group_accuracy", "real_accuracy"),
@@ -111,7 +111,7 @@ def splits_of(metric: str, suite: Suite) -> list[str]:
     split, dot, _ = metric.rpartition(".")
     if dot:
         return [split]
-    roles, without = WORDS[metric], _WITHOUT.get(metric)
+    roles, without = WORDS[metric], WITHOUT.get(metric)
     return [one.name for one in suite.splits if one.role in roles and one.name != without]
 
 
@@ -121,7 +121,7 @@ def words_of(suite: Suite) -> list[str]:
     return [
         word
         for word, needed in WORDS.items()
-        if roles.issuperset(needed) and _WITHOUT.get(word) in (None, *names)
+        if roles.issuperset(needed) and WITHOUT.get(word) in (None, *names)
     ]
 
 

@@ -142,6 +142,11 @@ def suite(name: str, root: Path | None = None) -> Suite:
     return _own(SUITES[name], root) if name == "own" else SUITES[name]
 
 
+def for_choosing(suite: Suite) -> bool:
+    """Return whether choices may be made on a suite, because none of its splits is a test set."""
+    return all(split.split.startswith("val") for split in suite.splits)
+
+
 def of_task(dataset: str, classes: str = "all") -> str | None:
     """Return the suite that scores a task on images that nothing is chosen on; None without one.
 

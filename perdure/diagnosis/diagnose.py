@@ -12,18 +12,18 @@ from torch import Tensor
 
 from .. import __version__
 from ..calibration import task_of
-from ..data.datasets import Dataset, open_dataset
+from ..data.datasets import Dataset
 from ..data.loading import eval_batches
 from ..data.splits import Split, Suite
 from ..errors import DataError, RunError
 from ..files import finite
+from ..opening import find_templates, open_split
 from ..prediction import How, Unit, open_suite, spread
 from ..predictor import Predictor
 from ..recipe import DataSpec
 from ..run import Run
 from ..subjects import Subject, find, trained_on
 from ..sweeping import zero_shot_of
-from ..training import find_templates
 from .answers import Answers, answer, by_class
 from .drift import Forgotten
 from .layers import weights_of
@@ -239,17 +239,10 @@ def _training(
     if data is None:
         split, unit = next((one for one in units if one[0].role in ("id", "base")), units[0])
         return unit.dataset, {"name": split.dataset, "split": split.split}, unit.templates
-    found = open_dataset(
-        data.name,
-        data.split,
-        data.root if data.root is not None and data.root.exists() else how.root,
-        seed=subject.seed() or 0,
-        shots=data.shots,
-        classes=data.classes,
-        sampling=data.sampling,
-        damaged=data.damaged,
-    )
-    templates = ("{}",) if found.captioned else find_templates(data)
+    here = data.root is not None and data.root.expanduser().exists()
+    place = data if here else replace(data, root=how.root)
+    found = open_split(place, data.split, subject.seed() or 0)
+    templates = ("{}",) if found.captioned else find_templates(place)
     return found, {"name": data.name, "split": data.split}, templates
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.datasets import Dataset, open_dataset, validation_of
+from ..data.datasets import Dataset, validation_of
 from ..data.loading import eval_batches
 from ..errors import DataError
 from ..files import finite
 from ..learner import Learner
+from ..opening import open_validated
 from ..prediction import spread
 from ..predictor import Predictor
 from ..recipe import DataSpec, DiagnoseSpec, Recipe
@@ -148,15 +149,15 @@ def watch(
         DataError: If an image cannot be read.
     """
     assert recipe.diagnose is not None
-    held_out = next(iter(validation.items()), None) or _held_out(recipe.data)
+    held_out = next(iter(validation.items()), None) or _held_out(recipe.data, recipe.seed)
     return Watch(recipe.diagnose, learner, start, training, templates, held_out)
 
 
-def _held_out(data: DataSpec) -> tuple[str, Dataset] | None:
+def _held_out(data: DataSpec, seed: int) -> tuple[str, Dataset] | None:
     split = validation_of(data.name)
     if split is None or split == data.split:
         return None
     try:
-        return split, open_dataset(data.name, split, data.root, classes=data.classes)
+        return split, open_validated(data, split, seed)
     except DataError:  # own data need not have one
         return None

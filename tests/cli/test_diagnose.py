@@ -24,7 +24,7 @@ def _rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
             kept[key] = opened(*arguments, **options)  # type: ignore[arg-type]
         return kept[key]
 
-    for place in ("perdure.prediction", "perdure.diagnosis.diagnose"):
+    for place in ("perdure.prediction", "perdure.opening"):
         monkeypatch.setattr(f"{place}.open_dataset", again)
 
 

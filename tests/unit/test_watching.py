@@ -70,7 +70,7 @@ def test_a_diagnosed_run_has_the_same_bits_and_resumes(
     few: tuple[str, Dataset],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("perdure.diagnosis.watching._held_out", lambda data: few)
+    monkeypatch.setattr("perdure.diagnosis.watching._held_out", lambda data, seed: few)
     watched = recipe(name, clip, "diagnose={every: 2, images: 12}")
     plain = train(recipe(name, clip), tmp_path / "plain")
     whole = train(watched, tmp_path / "whole")

@@ -56,6 +56,7 @@ ROWS = [
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
+    "theory_report theory_figures cli_theory",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]

@@ -23,7 +23,7 @@ from .linear import (
     regularised_solution,
     task_projector,
 )
-from .phase import Horizon, Phase, Teacher, horizon, kept_of_start, line_up, phase
+from .phase import BETAS, DECAYS, Horizon, Phase, Teacher, horizon, kept_of_start, line_up, phase
 from .published import Comparison, Plateau, compare_published, plateau, spearman
 from .solutions import descent_limit, fine_tune, l2_sp, self_distill, weight_decay, wise_ft
 from .teachers import (
@@ -40,6 +40,8 @@ from .teachers import (
 )
 
 __all__ = [
+    "BETAS",
+    "DECAYS",
     "Advice",
     "Bounds",
     "Comparison",

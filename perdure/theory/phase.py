@@ -117,16 +117,18 @@ def line_up(
 def horizon(
     strength: float,
     lengths: ArrayLike,
+    every: int = 1,
     betas: Sequence[float] = BETAS,
     decays: Sequence[float] = DECAYS,
 ) -> Horizon:
-    """Predict the bias at the end of runs of several lengths, teachers updated in every step.
+    """Predict the bias at the end of runs of several lengths.
 
     A WMA's falls about like T^(-beta / (1 + s)), see `error_bounds`; an EMA's exponentially.
 
     Args:
         strength: s >= 0 of distillation.
         lengths: Optimiser steps of each run, >= 1, (n,); rounded.
+        every: Steps between updates of the teacher.
         betas: Of the WMAs' kernels, > 0.
         decays: Of the EMAs, in [0, 1].
 
@@ -139,7 +141,7 @@ def horizon(
     steps = np.rint(vector("lengths", lengths, 1.0))
     bias: dict[str, list[float]] = {}
     for one in steps:
-        for teacher in line_up(int(one), 1, betas, decays):
+        for teacher in line_up(int(one), every, betas, decays):
             last = round_errors(strength, teacher.shares).student_error[-1]
             bias.setdefault(teacher.name, []).append(float(last))
     return Horizon(steps, {name: np.array(values) for name, values in bias.items()})

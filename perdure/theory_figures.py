@@ -28,6 +28,9 @@ FAINT: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (4, 3))
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "fontsize": 9}
 """Legends stand beside the picture and cover nothing"""
 
+FEW = 30
+"""Updates of a teacher below which its curve has points"""
+
 MARKED = (0.3, 0.9, 3.0)
 """Strengths with a marker on every line of the phase picture"""
 
@@ -88,7 +91,7 @@ def phase(figure: Figure, of: Setting) -> None:
             axes.plot(marks.bias[row], marks.gap[row], markersize=5, linestyle="none", **look)
             axes.plot([], [], label=f"WMA, beta {beta:g}", **look)
         axes.set(xscale="log", yscale="log", xlim=(3e-4, 4), ylim=(3e-4, 2))
-        axes.set_title(f"{steps:,} steps")
+        axes.set_title(f"{steps:,} step{'s' if steps > 1 else ''}")
         axes.set_xlabel("bias: what the task still lacks")
     for strength in MARKED:
         panels[0].annotate(
@@ -118,7 +121,7 @@ def teachers(figure: Figure, of: Setting) -> None:
     move = min(2 * np.log(100) / updates, 1 / (1 + of.strength))
     steps = np.minimum(np.arange(1, updates + 1) * of.every, of.steps)
     for teacher in line_up:
-        look = _look(of, teacher.name)
+        look = _look(of, teacher.name) | ({"marker": "."} if updates < FEW else {})
         errors = theory.round_errors(of.strength, teacher.shares)
         exact.plot(steps, errors.gap, label=teacher.name, **look)
         errors = theory.step_errors(1.0, move, of.strength, teacher.shares)
@@ -181,7 +184,7 @@ def choice(figure: Figure, of: Setting) -> None:
     colours = axes.pcolormesh(betas, strengths, shown, norm=LogNorm(1e-4, 1.0), cmap="cividis",
                               shading="gouraud", rasterized=True)  # fmt: skip
     figure.colorbar(colours, ax=axes, label="bias at the end (1e-4 and less: darkest)")
-    halo = [withStroke(linewidth=2.5, foreground=BLACK)]
+    halo: list[Any] = [withStroke(linewidth=2.5, foreground=BLACK)]
     levels = [1e-3, 1e-2, 3e-2, 1e-1]
     lines = axes.contour(betas, strengths, grid.gap.T, levels, colors="white", linewidths=1)
     lines.set(path_effects=halo)

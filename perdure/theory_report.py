@@ -14,6 +14,10 @@ SHOWN = 3
 """Differences in order that are printed per column; JSON has all of them"""
 
 
+FEW = 20
+"""Updates of a teacher below which a choice of beta means little"""
+
+
 class Setting(NamedTuple):
     """A run and what is recommended for it."""
 
@@ -140,6 +144,11 @@ def _advice(of: Setting, asked: bool) -> str:
         how.append(f"None leaves it {tried}; the nearest leaves {_share(best.bias)}.")
     elif best is not choice:
         how.append(f"At strength {choice.strength:g} none leaves it, so the strength was changed.")
+    updates = -(-best.steps // best.every)
+    if updates < FEW:
+        how.append(
+            f"A teacher of {_count(updates, 'update')} has a coarse kernel: beta hardly matters."
+        )
     how.append("The other rows come nearest at other strengths; they differ in the gap.")
     rests = (
         "What it rests on: a linear model that is solved to its end between two updates (its "

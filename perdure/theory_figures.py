@@ -274,7 +274,7 @@ def draw(of: Setting) -> Iterator[tuple[str, bytes]]:
             FigureCanvasAgg(figure)
             fill(figure, of)
             written = BytesIO()
-            figure.savefig(written, format="png")
+            figure.savefig(written, format="png", pil_kwargs={"optimize": True})
         yield f"{name}.png", written.getvalue()
 
 

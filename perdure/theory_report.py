@@ -109,9 +109,9 @@ def _line_up(of: Setting) -> list[dict[str, Any]]:
                 "name": teacher.name,
                 "kind": teacher.kind,
                 "value": teacher.value,
-                "start_mass": theory.start_mass(teacher.shares),
-                "bias": float(errors.student_error[-1]),
-                "gap": float(errors.gap[-1]),
+                "start_mass": _held(theory.start_mass(teacher.shares)),
+                "bias": _held(float(errors.student_error[-1])),
+                "gap": _held(float(errors.gap[-1])),
                 "mean_gap": float(errors.gap.mean()),
             }
         )
@@ -234,8 +234,15 @@ def _comparison(one: Comparison) -> dict[str, Any]:
     }
 
 
+def _held(value: float) -> float:
+    """Return 0 for what is too small for floats: products stop falling at the last of them."""
+    return value if value > 1e-300 else 0.0
+
+
 def _share(value: float) -> str:
-    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+    if value < 1e-99:
+        return "< 1e-99"
+    return f"{value:.4f}" if value >= 0.001 else f"{value:.1e}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -86,6 +86,19 @@ def test_the_text_recommends_and_says_what_it_rests_on(perdure: Perdure) -> None
     assert "Rank correlation" not in answer.out
 
 
+def test_what_floats_cannot_hold_is_zero_and_printed_as_a_bound(perdure: Perdure) -> None:
+    # 0.9 ** 9000 is 1e-412.
+    (row,) = (
+        one
+        for one in json.loads(perdure("theory", "--steps", 9000, "--json").out)["teachers"]
+        if one["name"] == "EMA 0.9"
+    )
+    assert row["start_mass"] == 0.0
+    lines = perdure("theory", "--steps", 9000).out.splitlines()
+    (line,) = (one for one in lines if one.startswith("EMA 0.9 "))
+    assert line.split()[2:4] == ["<", "1e-99"]
+
+
 def test_the_published_setting_is_recommended_for_its_own_length(perdure: Perdure) -> None:
     best = json.loads(perdure("theory", "--json").out)["advice"]["best"]
     assert (best["steps"], best["beta"], best["strength"]) == (25_030, 0.5, 0.9)

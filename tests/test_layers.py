@@ -54,10 +54,12 @@ ROWS = [
     "alpha.select",
     "grids video",
     "theory.arrays theory.linear theory.solutions theory.teachers theory.horizon",
-    "theory.advice theory.published theory",
+    "theory.advice theory.published",
+    "theory.phase theory",
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
+    "theory_report theory_figures cli_theory",
     "cli_alpha",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]

@@ -97,6 +97,9 @@ TASKS: dict[Task, Entry] = {
     "classify": Entry(
         "perdure.tasks.classify", "images", {"macro-F1": "macro_f1", "ECE": "ece", "NLL": "nll"}
     ),
+    "segment": Entry(
+        "perdure.tasks.segment", "images", {"pixels": "pixel_accuracy", "masks": "mask_accuracy"}
+    ),
 }
 """Every task by its name in suites."""
 

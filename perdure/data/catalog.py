@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ class Catalog:
     """Pixels cut off on every side before anything else"""
     expected: int | None = None
     """Number of pictures of a whole copy; None if unknown"""
+    read: Callable[[int], bytes] | None = None
+    """From a row to its picture's content, where pictures are in no files of their own, and `paths`
+    only say which is meant"""
     proved: bool = False
     """Whether `expected` was counted on a real copy, not only written somewhere"""
 

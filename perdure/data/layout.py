@@ -146,7 +146,8 @@ class Own:
             label = self.names.find(folder.name, str(folder))
             found = pictures(folder)
             if held:
-                found = _part([(file.relative_to(source).as_posix(), file) for file in found], held)
+                named = [(file.relative_to(source).as_posix(), file) for file in found]
+                found = hold_out(named, held)
             files += found
             labels += [label] * len(found)
         return Listing(tuple(files), tuple(labels), self.names.readable, False)
@@ -200,7 +201,7 @@ class Own:
             # Captions are all different, so they are divided as one group.
             group = groups.setdefault("" if table.captioned else row.text, [])
             group.append((f"{row.path}\n{row.text}", row))
-        kept = [row for group in groups.values() for row in _part(group, split)]
+        kept = [row for group in groups.values() for row in hold_out(group, split)]
         return table, sorted(kept)
 
 
@@ -267,7 +268,7 @@ def fingerprint(own: Own, splits: Iterable[str]) -> int:
     return int.from_bytes(_digest("\n".join(parts))[:6], "big")
 
 
-def _part(found: Sequence[tuple[str, Item]], split: str) -> list[Item]:
+def hold_out(found: Sequence[tuple[str, Item]], split: str) -> list[Item]:
     """Return one side of a class that is divided by a hash of its pictures' names.
 
     Every class with two pictures or more has some on either side.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
-from .folders import PICTURES, entries
+from .folders import PICTURES, as_paths, entries
 
 _SHOWN = 3
 
@@ -151,11 +151,6 @@ def list_folders(
         paths += [os.fsencode(f"{folder}/{name}") for name in names]
         labels += [label] * len(names)
     return as_paths(paths), np.array(labels, dtype=np.int64)
-
-
-def as_paths(paths: Sequence[bytes] | Sequence[str]) -> NDArray[np.bytes_]:
-    """Return paths as one array of bytes."""
-    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
 def pick(catalog: Catalog, kept: NDArray[Any]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .catalog import NotThereError, as_paths
+from .catalog import NotThereError
 from .class_names import read_list
-from .folders import entries
+from .folders import as_paths, entries
 from .tables import read_lines
 
 Damaged = Literal["error", "skip"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ..errors import PerdureError
-from .catalog import Catalog, NotThereError, as_paths
+from .catalog import Catalog, NotThereError
+from .folders import as_paths
 from .hf_datasets import HF, find_hf
 from .layout import find_own
 from .published import SPLITS, probe
@@ -65,10 +65,10 @@ def _own(root: Path) -> Iterator[Catalog]:
             name="own",
             split=split,
             root=own.beside,
-            paths=as_paths([str(file.absolute()) for file in listing.files]),
-            labels=np.array(listing.labels, dtype=np.int64),
+            paths=as_paths([os.path.abspath(file) for file in listing.files.tolist()]),
+            labels=listing.labels,
             classes=listing.classes,
-            texts=np.array(listing.labels) if listing.captioned else None,
+            texts=listing.labels if listing.captioned else None,
         )
 
 

@@ -54,6 +54,8 @@ ROWS = [
     "tasks.retrieve",
     "tasks.segment",
     "opening",
+    "diagnosis diagnosis.layers diagnosis.span diagnosis.update diagnosis.similarity",
+    "diagnosis.drift diagnosis.pairs diagnosis.watching",
     "loop evaluation guard training",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
@@ -65,10 +67,12 @@ ROWS = [
     "theory.advice theory.published",
     "theory.phase theory",
     "preflight profiling calibration predicting exporting doctor",
+    "diagnosis.answers diagnosis.diagnose",
     "groups tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
     "theory_report theory_figures cli_theory",
     "cli_alpha",
+    "diagnosis.pictures diagnosis.telling cli_diagnose",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]

@@ -15,6 +15,7 @@ Task = Literal[
     "classify",
     "retrieve",
     "answer",
+    "segment",
 ]
 
 

@@ -106,6 +106,9 @@ TASKS: dict[Task, Entry] = {
     "answer": Entry(
         "perdure.tasks.answer", "questions", {"by people": "vqa_accuracy", "chance": "chance"}
     ),
+    "segment": Entry(
+        "perdure.tasks.segment", "images", {"pixels": "pixel_accuracy", "masks": "mask_accuracy"}
+    ),
 }
 """Every task by its name in suites."""
 

@@ -26,8 +26,8 @@ FILE = "calibration.json"
 DEFAULT = "emojishift"
 """Suite whose task is calibrated where a merge result has no training of its own"""
 
-OWN = "own"
-"""Name of a person's own pictures, as data and as suite"""
+OWN = ("own", "hf")
+"""Names of a person's own data, as data and as suites"""
 
 Classifier = Literal["head", "text"]
 """What scores: the linear head, or the text tower; each has a temperature of its own"""
@@ -138,7 +138,7 @@ def task_of(
         return suite, root
     data = trained_on(subject)
     name = suite or (DEFAULT if data is None else _suite_of(data))
-    if name.endswith(OWN) and data is not None and data.name == OWN:
+    if data is not None and data.name in OWN and name.endswith(data.name):
         root = root or _place(data, subject)
     return find_suite(name, root), root
 

@@ -19,6 +19,7 @@ from . import (
     cli_paths,
     cli_show,
     cli_study,
+    cli_theory,
     cli_tools,
     cli_work,
     processes,
@@ -226,6 +227,13 @@ app.command(
         "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
     )
 )(cli_study.profile)
+app.command(
+    epilog=_examples(
+        "perdure theory --steps 2000",
+        "perdure theory --steps 2000 --every 10 --strength 0.9 --json",
+        "perdure theory --compare --out theory-pictures",
+    )
+)(cli_theory.theory)
 app.command(
     epilog=_examples(
         "perdure diagnose runs/ft",

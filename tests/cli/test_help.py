@@ -27,6 +27,7 @@ VERBS = (
     "alpha",
     "ablate",
     "profile",
+    "theory",
     "diagnose",
 )
 
@@ -41,6 +42,7 @@ LIGHT = (
     ("path", "--help"),
     ("ablate", "--help"),
     ("profile", "--help"),
+    ("theory", "--help"),
     ("diagnose", "--help"),
     ("list", "methods"),
     ("list", "recipes"),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .documents import parse_yaml
+from .embedding import first_batches
 from .errors import PerdureError, RecipeError, RunError
 from .grids import Axis, Cell, Choice, cells
 from .learner import Learner
@@ -148,7 +149,7 @@ def measure(recipe: Recipe, count: int, label: str = "") -> Profile:
         total, times, began = WARM_UP + count, [0.0], 0.0
         for tick in steps(
             work.learner,
-            work.loader.batches(0, total),
+            first_batches(work.learner, work.loader, recipe.data.views, total, runtime),
             work.optimizer,
             work.schedule,
             runtime,

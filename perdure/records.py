@@ -57,6 +57,10 @@ class Record:
     """Where on that line the run itself stands: the alpha of its added modules, 1 without any"""
     trainable: int | None = None
     seconds: float | None = None
+    views: tuple[int, ...] = ()
+    """As `cached_views`"""
+    view_seconds: float | None = None
+    """That embedding these views took, which `seconds` does not include"""
 
     @property
     def key(self) -> str:
@@ -162,6 +166,23 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
     return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
 
 
+def cached_views(document: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return how many fixed views of each image stood for augmentation that is new in every epoch.
+
+    Args:
+        document: Recipe, or merge document, whose inputs are looked at.
+
+    Returns:
+        The numbers, ascending; empty where no run had any.
+    """
+    if "kind" in document:
+        each = [cached_views(_origin(entry)) for entry in document["inputs"]]
+        return tuple(sorted({views for found in each for views in found}))
+    data = document.get("data")
+    views = data.get("views") if isinstance(data, Mapping) else None
+    return () if views is None else (int(views),)
+
+
 def _origin(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the document that an input of a merge came from."""
     for word in ("recipe", "merge"):
@@ -262,6 +283,8 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
         seconds=status.get("seconds"),
+        views=cached_views(origin),
+        view_seconds=status.get("view_seconds"),
     )
 
 

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from . import optim, towers, zoo
 from .data.datasets import Dataset, is_of_sentences, open_dataset, templates_for
 from .data.loading import Loader
+from .embedding import Embedded, embed_views, require_fixed
 from .errors import DataError, DivergedError
 from .foreign import is_foreign, read_tuned
 from .learner import Learner
@@ -83,12 +84,13 @@ def train(
         say = _ignore
     try:
         work = Work.prepare(recipe, runtime)
+        cached = embed_views(work.learner, work.loader, recipe.data.views, work.total, runtime, say)
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
         runtime.wait()
         say(f"Training on {runtime.describe()}; {work.total} steps.")
-        _carry_out(work, run, progress, say)
+        _carry_out(work, run, cached, progress, say)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -137,6 +139,7 @@ class Work:
             rank=runtime.rank,
             world_size=runtime.world_size,
             cut=sentences,
+            views=data.views,
         )
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
@@ -148,6 +151,7 @@ class Work:
             lambda: _all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
+        require_fixed(learner, data.views)
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
@@ -219,7 +223,9 @@ def find_templates(data: DataSpec) -> tuple[str, ...]:
     return templates_for(data.templates or data.name, data.root)
 
 
-def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> None:
+def _carry_out(
+    work: Work, run: Run, cached: Embedded | None, progress: Progress | None, say: Say
+) -> None:
     """Train from the newest state to the end and write the result."""
     recipe, runtime, learner, total = work.recipe, work.runtime, work.learner, work.total
     cursor = run.load_state(learner, work.optimizer)
@@ -228,6 +234,9 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> Non
     if runtime.is_main:
         run.cut_log(cursor.step)
         run.update_status(state="running", total_steps=total, **_sizes(learner))
+        if cached is not None:
+            run.update_status(**cached.record())
+            run.log({"step": cursor.step, **cached.record()})
     if cursor.step:
         say(f"Resumed after step {cursor.step} of {total}.")
     before = cursor.seconds

@@ -43,7 +43,7 @@ ROWS = [
     "methods.coop methods.kgcoop",
     "methods.mergetune",
     "recipe optim runtime states run comparison records prediction subjects",
-    "loop training evaluation",
+    "loop embedding training evaluation",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",

@@ -27,7 +27,7 @@ ROWS = [
     "distillation objective",
     "classifying",
     "path_loss repairing endpoints",
-    "adapters peft_format compression foreign",
+    "adapters peft_format compression foreign_contexts foreign_modules foreign",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",

@@ -157,7 +157,7 @@ def test_contexts_of_another_model_are_refused(tmp_path: Path, base: Predictor) 
 
 def test_other_methods_are_named(tmp_path: Path, base: Predictor) -> None:
     path = save(tmp_path / "VLPromptLearner" / "model-best.pth.tar", {"VPT": torch.zeros(1)})
-    with pytest.raises(WeightsError, match="perdure reads the contexts of CoOp and KgCoOp"):
+    with pytest.raises(WeightsError, match="perdure reads CoOp, KgCoOp, MMA and PromptKD"):
         read_tuned(path.parent.parent, base)
 
 

@@ -216,9 +216,7 @@ def read(path: Path, suite: str | None = None) -> Record:
         RunError: If the directory is no run, was not evaluated, or was evaluated on several suites.
     """
     origin = document(path)
-    found = sorted(
-        file.stem for file in (path / "scores").glob("*.json") if not file.stem.endswith(".sweep")
-    )
+    found = suites_of(path)
     if not found:
         raise RunError(f"{path} has no scores. Evaluate it first: perdure eval {path} --suite ...")
     if suite is None:
@@ -236,6 +234,12 @@ def read(path: Path, suite: str | None = None) -> Record:
         return _record(path, suite, origin)
     except _MALFORMED as error:
         raise _damaged(path, error) from None
+
+
+def suites_of(path: Path) -> list[str]:
+    """Return the suites that a run directory has scores on, sorted."""
+    files = (path / "scores").glob("*.json")
+    return sorted(file.stem for file in files if not file.stem.endswith(".sweep"))
 
 
 def _strength(file: Path) -> float | None:

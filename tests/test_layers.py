@@ -53,13 +53,22 @@ ROWS = [
     "theory.arrays theory.linear theory.solutions theory.teachers theory.horizon",
     "theory.advice theory.published theory",
     "preflight profiling calibration predicting exporting doctor",
-    "groups tables reporting ablate figures",
+    "groups tables averaging reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 
-LIGHT = ("data.suites", "data.transfer", "errors", "method", "metrics", "reporting", "cli")
+LIGHT = (
+    "data.suites",
+    "data.transfer",
+    "averaging",
+    "errors",
+    "method",
+    "metrics",
+    "reporting",
+    "cli",
+)
 """Modules that help, version and lists need; they must not import torch."""
 
 DISTRIBUTED = {"collective", "runtime"}

@@ -1,189 +1,148 @@
-"""Image features embedded once, before training: a declared number of views of every image.
-
-With `data.views: V` the augmentations of V epochs come again and again, and the frozen image tower
-embeds each of them once. This changes what is trained on, not only how fast: V views in the place
-of new ones in every epoch. So recipe, status, log, scores and reports say so.
-"""
+"""Embed many pictures and many free texts, with several settings of a predictor's weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
 
-from .batch import Batch
-from .collective import gather
-from .data.loading import Loader, Source
-from .data.sampling import shard
-from .errors import PerdureError, TaskError
-from .learner import Learner
-from .runtime import Runtime
+from .data.datasets import Dataset
+from .data.loading import eval_batches
+from .errors import TaskError, WeightsError
+from .heads import texts_apart
+from .inputs import cut_texts
+from .prediction import How, Moves
+from .predictor import Predictor
+from .towers import lengths
 
-_QUIET = 10.0
-"""Seconds between two remarks on how far the work is"""
+_ROWS = 256
+"""Texts embedded at a time, of similar length"""
 
-
-@dataclass(frozen=True)
-class Embedded:
-    """What was embedded before training."""
-
-    views: int
-    """Of every image, as the recipe declares"""
-    used: int
-    """Of these, those that the run is long enough for"""
-    images: int
-    size: int
-    """Bytes of all features, on every process"""
-    seconds: float
-    """That embedding took; not part of the training time"""
-
-    def record(self) -> dict[str, Any]:
-        """Return what status and log say."""
-        return {"views": self.views, "view_bytes": self.size, "view_seconds": self.seconds}
-
-
-def require_fixed(learner: Learner, views: int | None) -> None:
-    """Refuse cached views for a learner that needs the images themselves.
-
-    Raises:
-        TaskError: If views are declared and image features change while it trains.
-    """
-    if views is not None and not learner.fixed_features:
-        raise TaskError(
-            f"data.views is {views}: every view of an image would be embedded once, before "
-            "training. But this method changes the image tower while it trains, or looks at the "
-            "images itself. Set data.views to null, or take a method whose image tower is frozen: "
-            "coop, kgcoop, ft with train: head, or mergetune over one of them."
-        )
-
-
-def embed_views(
-    learner: Learner,
-    loader: Loader,
-    views: int | None,
-    total_steps: int,
-    runtime: Runtime,
-    say: Callable[[str], None],
-) -> Embedded | None:
-    """Embed all views that a run will use, and let its batches have features; None without views.
-
-    Processes share the work, and each keeps all features.
-
-    Args:
-        learner: As `require_fixed` wants it, on the device of `runtime`.
-        loader: Of the run.
-        views: As the recipe declares.
-        total_steps: Of the run.
-        runtime: Device, precision of the tower and processes.
-        say: Told what is done, and how far it is.
-
-    Raises:
-        DataError: If an image cannot be read.
-    """
-    if views is None:
-        return None
-    used = views_used(views, loader, total_steps)
-    began = told = perf_counter()
-    size = learner.student.preprocess.size
-    none = embed(learner, torch.empty(0, 3, size, size, device=runtime.device), runtime)
-    total, width = used * loader.images, none.shape[1]
-    mine = shard(np.arange(total), runtime.rank, runtime.world_size)
-    rows, done = none.new_empty(len(mine), width), 0
-    held = total * width * none.element_size()
-    most = f" (a run of this length uses no more of the {views} declared)" if used < views else ""
-    say(
-        f"Embedding {counted(used)} of each of {loader.images:,} images{most} before training: "
-        f"{held / 1e6:,.1f} MB of features."
-    )
-    for images in view_batches(loader, used):
-        rows[done : done + len(images)] = embed(learner, images, runtime)
-        done += len(images)
-        if perf_counter() - told >= _QUIET:
-            told = perf_counter()
-            left = (told - began) * (len(rows) / done - 1)
-            say(f"Embedded {done / len(rows):.0%} of the views, {left:.0f} s left.")
-    loader.take_features(gather(rows))
-    made = Embedded(views, used, loader.images, held, perf_counter() - began)
-    say(f"Embedded in {made.seconds:.1f} s, which training time does not include.")
-    return made
-
-
-def views_used(views: int, loader: Loader, total_steps: int) -> int:
-    """Return how many of the views declared a run is long enough for."""
-    return min(views, -(-total_steps // loader.steps_per_epoch))
-
-
-def counted(views: int) -> str:
-    """Return a number of views for people."""
-    return f"{views} cached view{'s'[: views > 1]}"
+Features = dict[float, NDArray[np.float32]]
+"""Position to unit rows, (N, D)"""
 
 
 @torch.no_grad()
-def embed(learner: Learner, images: Tensor, runtime: Runtime) -> Tensor:
-    """Return the features of images (B, 3, H, W) as a training step would, unit rows (B, D)."""
-    with runtime.autocast():
-        return learner.student.encode_image(images)
-
-
-def first_batches(
-    learner: Learner, loader: Loader, views: int | None, count: int, runtime: Runtime
-) -> Iterable[Batch]:
-    """Return the batches of the first steps; with views embedded here, for a look at these steps.
-
-    Raises:
-        DataError: If an example cannot be read.
-    """
-    found = loader.batches(0, count)
-    if views is None:
-        return found
-    # All of them before the first step, as in a run, where the tower is not part of any step.
-    return [
-        batch._replace(
-            images=batch.images[:, :, :0, :0], features=embed(learner, batch.images, runtime)
-        )
-        for batch in found
-    ]
-
-
-def view_batches(loader: Loader, views: int) -> Iterator[Tensor]:
-    """Yield this process's part of the images of all views, normalised (B, 3, H, W).
-
-    First all images in the first view, then all in the second, ...; parts of processes are
-    contiguous.
-
-    Raises:
-        DataError: If an image cannot be read.
-    """
-    source = loader.source
-    mine = shard(np.arange(views * loader.images), source.rank, source.world_size)
-    size = source.batch_size
-    parts = [mine[start : start + size] for start in range(0, len(mine), size)]
-    for images in loader.loaded(_Views(source, parts), range(len(parts))):
-        yield loader.normalized(images)
-
-
-class _Views(TorchDataset["Tensor | PerdureError"]):
-    """Images of several views; lives in the workers.
+def embed_images(predictor: Predictor, moves: Moves, dataset: Dataset, how: How) -> Features:
+    """Embed every picture of a data set in its order; each is decoded once.
 
     Args:
-        source: Draws them.
-        parts: Places of every batch: view times number of images, plus index.
+        predictor: Its weights are moved in place.
+        moves: Positions and how to get there.
+        dataset: N pictures.
+        how: Device, batch size, whom to tell about finished pictures.
+
+    Raises:
+        WeightsError: If an embedding is not finite.
     """
+    rank, world_size = _place(predictor, how)
+    parts: dict[float, list[Tensor]] = {position: [] for position in moves}
+    batches = eval_batches(
+        dataset,
+        predictor.preprocess,
+        how.batch_size,
+        device=predictor.device,
+        rank=rank,
+        world_size=world_size,
+    )
+    for images in batches:
+        for position, move in moves.items():
+            move()
+            parts[position].append(predictor.encode_image(images).float())
+            _tell(how, len(images))
+    return {position: _host(rows, predictor, how) for position, rows in parts.items()}
 
-    def __init__(self, source: Source, parts: Sequence[NDArray[np.int64]]) -> None:
-        self.source = source
-        self.parts = parts
 
-    def __getitem__(self, number: int) -> Tensor | PerdureError:
-        views, indices = np.divmod(self.parts[number], len(self.source.dataset))
-        try:
-            return self.source.draw(indices, views)[0]
-        except PerdureError as error:  # as in batches
-            return error
+@torch.no_grad()
+def embed_texts(predictor: Predictor, moves: Moves, texts: Sequence[str], how: How) -> Features:
+    """Embed free texts in their order; equal texts get equal rows, bit for bit.
+
+    Texts longer than the model's context lose their end, as in published evaluations;
+    `count_cut` says how many do.
+
+    Args:
+        predictor: Its weights are moved in place.
+        moves: Positions and how to get there.
+        texts: N of them.
+        how: Device, whom to tell about finished texts.
+
+    Raises:
+        TaskError: If the model's pictures have left the space of its own texts.
+        WeightsError: If an embedding is not finite.
+    """
+    require_texts(predictor)
+    rank, world_size = _place(predictor, how)
+    places: dict[str, int] = {}
+    order = [places.setdefault(text, len(places)) for text in texts]
+    tokens = predictor.tokenizer(list(places))
+    # Texts of similar length go through the tower together, so that little padding does.
+    by_length = lengths(predictor.clip, tokens).argsort(stable=True)
+    mine = by_length.tensor_split(world_size)[rank]
+    parts: dict[float, list[Tensor]] = {position: [] for position in moves}
+    for some in torch.split(mine, _ROWS) if len(mine) else ():
+        batch = predictor.trim(tokens[some]).to(predictor.device)
+        for position, move in moves.items():
+            move()
+            parts[position].append(predictor.encode_text(batch).float())
+            _tell(how, len(some))
+    back = by_length.argsort().numpy()[np.array(order, dtype=np.int64)]
+    return {position: _host(rows, predictor, how)[back] for position, rows in parts.items()}
+
+
+def require_texts(predictor: Predictor) -> None:
+    """Refuse a model whose pictures cannot be compared with free texts.
+
+    Raises:
+        TaskError: As `embed_texts`.
+    """
+    if texts_apart(predictor.surgeries):
+        raise TaskError(
+            "this model's images are projected into the space of its teacher, of which it keeps "
+            "the rows of its classes only, so free texts such as captions cannot be compared with "
+            "its images. Score it on a suite of classification, or take another model."
+        )
+
+
+def count_cut(predictor: Predictor, texts: Sequence[str]) -> int:
+    """Return how many texts are longer than the model's context and lose their end."""
+    different = list(dict.fromkeys(texts))
+    cut = {
+        different[place]
+        for place, _ in cut_texts(predictor.tokenizer, different, predictor.tokenizer(different))
+    }
+    return sum(text in cut for text in texts)
+
+
+def _place(predictor: Predictor, how: How) -> tuple[int, int]:
+    """Move the predictor to where it computes; return this process and how many there are."""
+    if how.runtime is None:
+        return 0, 1
+    predictor.to(how.runtime.device)
+    return how.runtime.rank, how.runtime.world_size
+
+
+def _tell(how: How, finished: int) -> None:
+    if how.progress is not None:
+        how.progress(finished)
+
+
+def _host(rows: Sequence[Tensor], predictor: Predictor, how: How) -> NDArray[np.float32]:
+    """Join batches, and the parts of all processes, into one finite array."""
+    if rows:
+        joined = torch.cat(list(rows))
+    else:  # there are fewer rows than processes
+        width = predictor.encode_text(predictor.tokenizer(["a"]).to(predictor.device)).shape[1]
+        joined = torch.empty(0, width, device=predictor.device)
+    found: NDArray[Any] = (
+        joined.cpu().numpy() if how.runtime is None else how.runtime.to_host(joined)
+    )
+    if not np.isfinite(found).all():
+        raise WeightsError(
+            "some embeddings are not finite, so the model cannot be scored. Its weights are "
+            "damaged or its training diverged; look at the loss in log.jsonl."
+        )
+    return found.astype(np.float32, copy=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from .batch import Batch
-from .embedding import first_batches, views_used
+from .cached_views import first_batches, views_used
 from .errors import TaskError
 from .learner import Learner
 from .loop import Tick, steps

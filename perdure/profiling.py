@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .documents import parse_yaml
-from .embedding import first_batches
+from .cached_views import first_batches
 from .errors import PerdureError, RecipeError, RunError
 from .grids import Axis, Cell, Choice, cells
 from .learner import Learner

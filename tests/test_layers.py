@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / "perdure"
 ROWS = [
     "errors files documents signals extras rundir processes",
     "kernels",
-    "weights mixing batch contrastive losses reliability metrics collective",
+    "weights mixing batch contrastive losses reliability ranking metrics collective",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
     "surgery.side surgery.visual_prompts surgery.projector",
@@ -36,14 +36,20 @@ ROWS = [
     "data.published data.pictures data.shards",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.loading",
-    "data.transfer data.shifts data.suites data.check data.compact",
+    "data.paired",
+    "data.transfer data.shifts data.uses data.suites data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
     "methods.mma methods.promptkd",
     "methods.coop methods.kgcoop",
     "methods.mergetune",
+    "guard_spec faults",
     "recipe optim runtime states run comparison records prediction subjects",
-    "loop embedding training evaluation",
+    "embedding",
+    "tasks tasks.classify",
+    "tasks.retrieve",
+    "opening",
+    "loop cached_views evaluation guard training",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",
@@ -51,24 +57,21 @@ ROWS = [
     "alpha.select",
     "grids video",
     "theory.arrays theory.linear theory.solutions theory.teachers theory.horizon",
-    "theory.advice theory.published theory",
+    "theory.advice theory.published",
+    "theory.phase theory",
     "preflight profiling calibration predicting exporting doctor",
     "groups tables averaging reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
+    "theory_report theory_figures cli_theory",
+    "cli_alpha",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 
 LIGHT = (
-    "data.suites",
-    "data.transfer",
+    "data.suites", "data.transfer", "errors", "method", "metrics", "tasks", "reporting", "cli",
     "averaging",
-    "errors",
-    "method",
-    "metrics",
-    "reporting",
-    "cli",
-)
+)  # fmt: skip
 """Modules that help, version and lists need; they must not import torch."""
 
 DISTRIBUTED = {"collective", "runtime"}

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError, nearest
+from . import shifts, uses
 from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
 from .layout import SHIFTED, Own, find_own, fingerprint
-from .shifts import MAKERS, SUMMARIES, TASK_SUITES
+from .shifts import TASK_SUITES
 from .splits import Role as Role
 from .splits import Split as Split
 from .splits import Suite as Suite
@@ -81,6 +82,7 @@ SUITES: dict[str, Suite] = {
         _divided("emojishift-b2n-2", "-2"),
         _divided_val("emojishift-b2n-val", ""),
         _divided_val("emojishift-b2n-val-2", "-2"),
+        *uses.EMBEDDED,
         Suite(
             name=B2N,
             summary=f"halves of the classes of any data set: name it, as in {B2N}-own",
@@ -101,7 +103,9 @@ SUITES: dict[str, Suite] = {
         ),
         *(
             Suite(name=name, summary=summary, splits=(), templates="openai-80")
-            for name, summary in SUMMARIES.items()  # their splits depend on the root
+            for name, summary in (
+                shifts.SUMMARIES | uses.SUMMARIES
+            ).items()  # their splits depend on the root
         ),
     )
 }
@@ -137,9 +141,15 @@ def suite(name: str, root: Path | None = None) -> Suite:
         raise DataError(
             f"there is no suite {name!r}. Known: {known}. {nearest(name, SUITES)}".rstrip()
         )
-    if name in MAKERS:
-        return MAKERS[name](root)
+    makers = shifts.MAKERS | uses.MAKERS
+    if name in makers:
+        return makers[name](root)
     return _own(SUITES[name], root) if name == "own" else SUITES[name]
+
+
+def for_choosing(suite: Suite) -> bool:
+    """Return whether choices may be made on a suite, because none of its splits is a test set."""
+    return all(split.split.startswith("val") for split in suite.splits)
 
 
 def of_task(dataset: str, classes: str = "all") -> str | None:
@@ -166,8 +176,8 @@ def _own(empty: Suite, root: Path | None) -> Suite:
     own, inside = _own_test(root)
     if own.captioned:
         raise DataError(
-            f"{root} has captions, no labels, so there are no classes to score; contrastive "
-            "methods train on captions, but suite own needs a column of labels."
+            f"{root} has captions, no labels, so there are no classes to score; suite own needs a "
+            "column of labels. Suite retrieval scores captions."
         )
     shifted = [name for name in own.splits if name.startswith(SHIFTED)]
     return replace(

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .documents import parse_yaml
 from .cached_views import first_batches
+from .documents import parse_yaml
 from .errors import PerdureError, RecipeError, RunError
 from .grids import Axis, Cell, Choice, cells
 from .learner import Learner

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RunError, WeightsError
 from .files import read_json
+from .identities import cached_views, identity
 from .recipe import DataSpec, parse_recipe
-from .records import cached_views, document, hint, identity
+from .records import document, hint
 from .rundir import is_run, require_readable, runs_in
 
 if TYPE_CHECKING:

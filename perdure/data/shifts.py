@@ -22,6 +22,7 @@ TASK_SUITES = {
     "fmow": "wilds-fmow",
     "coco": "retrieval",
     "flickr30k": "retrieval",
+    "emojishift-regions": "emojishift-segmentation",
 }
 """Data set trained on to the suite that scores it"""
 

@@ -17,6 +17,9 @@ from .splits import Suite as Suite
 from .splits import Task as Task
 from .transfer import B2N, base_to_novel
 
+SCENES: tuple[tuple[str, Role], ...] = (("id", "id"), ("rendition", "ood"), ("sketch", "ood"))
+"""Splits of drawn scenes, and their roles"""
+
 
 def _emojishift(name: str, role: Role, split: str | None = None, classes: str = "all") -> Split:
     return Split(name=name, role=role, dataset="emojishift", split=split or name, classes=classes)
@@ -83,6 +86,15 @@ SUITES: dict[str, Suite] = {
         _divided_val("emojishift-b2n-val", ""),
         _divided_val("emojishift-b2n-val-2", "-2"),
         *uses.EMBEDDED,
+        Suite(
+            name="emojishift-segmentation",
+            summary="embedded: scenes of four things, labelled pixel by pixel under true masks",
+            splits=tuple(
+                Split(name=name, role=role, task="segment", dataset="emojishift", split=name)
+                for name, role in SCENES
+            ),
+            templates="emojishift",
+        ),
         Suite(
             name=B2N,
             summary=f"halves of the classes of any data set: name it, as in {B2N}-own",

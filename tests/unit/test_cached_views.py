@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from perdure import cached_views, training
+from perdure.cached_views import view_batches
 from perdure.classifying import ClassifierLearner
 from perdure.data.datasets import open_dataset
 from perdure.data.loading import Loader
 from perdure.data.sampling import batch_indices
-from perdure.cached_views import view_batches
 from perdure.errors import DataError, RecipeError, TaskError
 from perdure.evaluation import evaluate
 from perdure.merging import merge

@@ -239,8 +239,9 @@ def test_a_checkpoint_is_a_start_of_training_and_a_subject(tmp_path: Path) -> No
 
 
 def test_scores_of_a_checkpoint_are_not_those_of_the_untouched_model(tmp_path: Path) -> None:
+    from perdure.identities import identity
     from perdure.merging import merge
-    from perdure.records import document, identity
+    from perdure.records import document
 
     path, _ = tiny_prompts(tmp_path / "model.pth.tar-3")
     methods = []

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from .data.loading import Loader, Source
 from .data.sampling import shard
 from .errors import PerdureError, TaskError
 from .learner import Learner
+from .run import Run
 from .runtime import Runtime
 
 _QUIET = 10.0
@@ -46,9 +46,17 @@ class Embedded:
     features: Tensor = field(repr=False)
     """(used x images, D), unit rows, as `Loader.take_features` wants them"""
 
-    def record(self) -> dict[str, Any]:
-        """Return what status and log say."""
-        return {"views": self.views, "view_bytes": self.size, "view_seconds": self.seconds}
+    def tell(self, run: Run) -> None:
+        """Say in the status and the log of a run what was done."""
+        about = {"views": self.views, "view_bytes": self.size, "view_seconds": self.seconds}
+        run.update_status(**about)
+        run.log({"step": 0, **about})
+
+
+def reuse(made: Embedded | None, loader: Loader) -> None:
+    """Let the batches of another loader of the same run have features too, if there are any."""
+    if made is not None:
+        loader.take_features(made.features)
 
 
 def require_fixed(learner: Learner, views: int | None) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .recipe import HOW
+from .recipe import ASIDE, HOW
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         alpha = document.get("alpha") if kind == "wise-ft" else None
         return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
     if "method" in document:
-        flat = _flatten(document)
+        flat = _flatten({key: part for key, part in document.items() if key not in ASIDE})
         for key in ("seed", *(f"run.{name}" for name in HOW)):
             flat.pop(key, None)
         seed = document.get("seed")

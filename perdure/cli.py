@@ -176,6 +176,7 @@ app.command(
         "perdure report runs/*",
         "perdure report runs/zero-shot runs/flyp runs/tracer --against flyp --at-id 65,70,75",
         "perdure report runs/* --format csv > table.csv",
+        "perdure report runs/coop runs/kgcoop --average",
     )
 )(cli_show.report)
 app.command(

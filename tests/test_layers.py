@@ -29,7 +29,7 @@ ROWS = [
     "classifying",
     "path_loss repairing endpoints",
     "regions",
-    "adapters peft_format compression foreign",
+    "adapters peft_format compression foreign_contexts foreign_modules foreign",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",
@@ -48,7 +48,7 @@ ROWS = [
     "methods.coop methods.kgcoop",
     "methods.mergetune",
     "guard_spec faults",
-    "recipe optim runtime states run comparison records prediction subjects",
+    "recipe optim runtime states run comparison identities records prediction subjects",
     "embedding",
     "tasks tasks.classify",
     "tasks.retrieve tasks.answer",
@@ -56,7 +56,7 @@ ROWS = [
     "opening",
     "diagnosis diagnosis.layers diagnosis.span diagnosis.update diagnosis.similarity",
     "diagnosis.drift diagnosis.pairs diagnosis.watching",
-    "loop evaluation guard training",
+    "loop cached_views evaluation guard training",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",
@@ -68,7 +68,7 @@ ROWS = [
     "theory.phase theory",
     "preflight profiling calibration predicting exporting doctor",
     "diagnosis.answers diagnosis.diagnose",
-    "groups tables reporting ablate figures",
+    "groups tables averaging reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
     "theory_report theory_figures cli_theory",
     "cli_alpha",
@@ -78,7 +78,8 @@ ROWS = [
 ORDER = [name for row in ROWS for name in row.split()]
 
 LIGHT = (
-    "data.suites", "data.transfer", "errors", "method", "metrics", "tasks", "reporting", "cli"
+    "data.suites", "data.transfer", "errors", "method", "metrics", "tasks", "reporting", "cli",
+    "averaging",
 )  # fmt: skip
 """Modules that help, version and lists need; they must not import torch."""
 

@@ -34,7 +34,7 @@ ROWS = [
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",
     "data.tables data.class_names data.folders data.layout data.own data.protocols",
-    "data.segmented data.scene_regions",
+    "data.segmented data.scene_regions data.masks data.proposals",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shards",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",

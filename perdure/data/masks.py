@@ -121,7 +121,8 @@ def read_map(file: Any, where: str) -> NDArray[Any]:
         with Image.open(file, formats=("PNG", "TIFF")) as picture:
             if picture.mode in ("RGBA", "CMYK", "LAB", "F"):
                 raise ValueError(f"its pixels are {picture.mode}, not numbers of labels")
-            return np.array(picture)
+            found = np.array(picture)
+            return found.astype(np.uint8) if found.dtype == np.bool_ else found
     except Exception as error:  # pillow's decoders raise whatever they meet
         reason = str(error).strip() or type(error).__name__
         raise DataError(

@@ -37,7 +37,7 @@ ROWS = [
     "data.segmented data.scene_regions data.masks data.proposals",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shards",
-    "data.labelled",
+    "data.labelled data.region_pairs",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.loading",
     "data.transfer data.shifts data.suites data.check data.compact",

@@ -21,6 +21,7 @@ TASK_SUITES = {
     "iwildcam": "wilds-iwildcam",
     "fmow": "wilds-fmow",
     "emojishift-regions": "emojishift-segmentation",
+    "regions": "segmentation",
 }
 """Data set trained on to the suite that scores it"""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 
 from . import optim, towers, zoo
 from .data.datasets import Dataset, is_of_sentences, open_dataset, templates_for
-from .data.loading import Loader
+from .data.loading import Loader, alive_workers
 from .errors import DataError, DivergedError
 from .foreign import is_foreign, read_tuned
 from .learner import Learner
@@ -64,7 +65,7 @@ def train(
         RunError: If `out` exists and `resume` is false, or it holds another recipe.
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
         DivergedError: If a loss is not finite; the last good state stays.
-        DataError: If data are missing or damaged.
+        DataError: If data are missing or damaged, or a process that loads them was killed.
         WeightsError: If the model is unknown or its weights do not fit.
         TaskError: If method and task do not fit.
     """
@@ -88,7 +89,8 @@ def train(
             Run.create(run.path, recipe, runtime)
         runtime.wait()
         say(f"Training on {runtime.describe()}; {work.total} steps.")
-        _carry_out(work, run, progress, say)
+        with alive_workers():
+            _carry_out(work, run, progress, say)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -231,8 +233,8 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> Non
     if cursor.step:
         say(f"Resumed after step {cursor.step} of {total}.")
     before = cursor.seconds
-    batches = work.loader.batches(cursor.step, total)
-    with StopRequest() as stop:
+    loaded = closing(work.loader.batches(cursor.step, total))
+    with loaded as batches, StopRequest() as stop:
         for tick in steps(
             learner,
             batches,

@@ -7,7 +7,8 @@ training process, one of many workers, or another process of a distributed run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
-from ..errors import PerdureError
+from ..errors import DataError, PerdureError
 from ..inputs import Preprocess, Tokenizer
 from .caption_tokens import Captions as Captions
 from .datasets import Dataset, texts_of
@@ -40,6 +41,27 @@ class _Raw(NamedTuple):
     images: Tensor
     tokens: Tensor
     labels: Tensor
+
+
+@contextmanager
+def alive_workers() -> Iterator[None]:
+    """Explain the end of a process that loads pictures, instead of torch's traceback.
+
+    Torch raises it in whatever the main process is doing at that moment.
+
+    Raises:
+        DataError: If such a process was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that loads pictures was ended from outside ({error}). Usually memory ran "
+            "out, or /dev/shm did: use fewer run.workers, none (run.workers=0), or a smaller "
+            "optim.batch_size. What was saved is kept; go on with --resume."
+        ) from None
 
 
 class Loader:
@@ -90,11 +112,14 @@ class Loader:
             dataset, preprocess, captions, batch_size, seed, augment, rank, world_size
         )
 
-    def batches(self, start_step: int, total_steps: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
         """Yield the batches of optimiser steps `start_step` + 1, ..., `total_steps`.
+
+        Closing the generator ends the workers.
 
         Raises:
             DataError: If an example cannot be read.
+        RuntimeError: If a worker was killed; `alive_workers` explains it.
         """
         numbers = range(start_step + 1, total_steps + 1)
         loaded: DataLoader[Any] = DataLoader(
@@ -106,14 +131,20 @@ class Loader:
             generator=torch.Generator(),  # else it draws from the learner's random numbers
         )
         raw: _Raw | PerdureError
-        for raw in loaded:
-            if isinstance(raw, PerdureError):
-                raise raw
-            yield Batch(
-                self._preprocess.normalize(raw.images.to(self._device, non_blocking=True)),
-                raw.tokens.to(self._device, non_blocking=True),
-                raw.labels.to(self._device, non_blocking=True),
-            )
+        iterator = iter(loaded)
+        try:
+            for raw in iterator:
+                if isinstance(raw, PerdureError):
+                    raise raw
+                yield Batch(
+                    self._preprocess.normalize(raw.images.to(self._device, non_blocking=True)),
+                    raw.tokens.to(self._device, non_blocking=True),
+                    raw.labels.to(self._device, non_blocking=True),
+                )
+        finally:
+            # A traceback may keep the iterator alive, and torch then complains again about a killed
+            # worker whenever any other process of the session ends.
+            getattr(iterator, "_shutdown_workers", _nothing)()
 
 
 class _Source(TorchDataset["_Raw | PerdureError"]):
@@ -161,6 +192,10 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
         labels = self.dataset.labels[mine]
         tokens = self.captions.pick(self.texts[mine], templates)
         return _Raw(images, tokens, torch.from_numpy(labels))
+
+
+def _nothing() -> None:
+    """End no worker."""
 
 
 def eval_batches(

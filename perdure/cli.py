@@ -11,7 +11,18 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_data, cli_merge, cli_paths, cli_show, cli_study, cli_tools, cli_work, processes
+from . import (
+    cli_alpha,
+    cli_data,
+    cli_merge,
+    cli_paths,
+    cli_show,
+    cli_study,
+    cli_theory,
+    cli_tools,
+    cli_work,
+    processes,
+)
 from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
@@ -201,7 +212,7 @@ app.command(
         "perdure alpha runs/flyp --method leave_concepts_out --splits 3 --out runs/flyp-merged",
         "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
     )
-)(cli_study.alpha)
+)(cli_alpha.alpha)
 app.command(
     epilog=_examples(
         "perdure ablate emojishift/tracer --grid method.beta=0.5,1 --seeds 0,1,2 --out runs/beta",
@@ -215,6 +226,13 @@ app.command(
         "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
     )
 )(cli_study.profile)
+app.command(
+    epilog=_examples(
+        "perdure theory --steps 2000",
+        "perdure theory --steps 2000 --every 10 --strength 0.9 --json",
+        "perdure theory --compare --out theory-pictures",
+    )
+)(cli_theory.theory)
 app.add_typer(
     cli_data.app,
     name="data",

@@ -18,6 +18,7 @@ from .documents import parse_yaml
 from .errors import RecipeError, RunError, nearest
 from .files import read_json
 from .metrics import harmonic_mean
+from .ranking import KS
 from .recipe import HOW
 from .rundir import is_run, require_readable, runs_in
 
@@ -97,7 +98,9 @@ _LEAVES_OUT = {"art": "corrupt", "without_objectnet": "objectnet"}
 def summary(splits: Splits) -> dict[str, float]:
     """Return what the splits of one model come to, as far as their roles allow.
 
-    The keys are those words of `perdure.reporting` that one model has by itself.
+    The keys are those words of `perdure.reporting` that one model has by itself, and the names of
+    the main metrics of tasks other than classification, averaged over their splits; of retrieval
+    also `rsum`.
     """
     ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
     of_role: dict[str, list[str]] = {}
@@ -120,10 +123,38 @@ def summary(splits: Splits) -> dict[str, float]:
     ):
         if names and _LEAVES_OUT.get(word, names[0]) in (*names, *shifted):
             values[word] = float(np.mean([ours[name][metric] for name in names]))
+    others: dict[str, list[float]] = {}
+    for entry in splits.values():
+        if entry.get("task") != "classify":
+            others.setdefault(str(entry["metric"]), []).append(main_value(entry))
+    values |= {metric: float(np.mean(found)) for metric, found in others.items()}
+    searched = [entry for entry in splits.values() if entry.get("task") == "retrieve"]
+    if searched:
+        values["rsum"] = rsum(searched)
     for word, (base, novel) in HARMONIC.items():
         if base in values and novel in values:
             values[word] = harmonic_mean(values[base], values[novel])
     return values
+
+
+def rsum(entries: Sequence[Mapping[str, Any]]) -> float:
+    """Return the sum of the six recalls (at 1, 5 and 10, both ways), averaged over data sets.
+
+    A sum of shares, in [0, 6]; printed in per cent it is the RSUM of published tables, 0 to 600.
+
+    Args:
+        entries: Both directions of every data set.
+    """
+    of_set: dict[str, float] = {}
+    for entry in entries:
+        own = sum(float(entry[f"recall_at_{k}"]) for k in KS)
+        of_set[entry["set"]] = of_set.get(entry["set"], 0.0) + own
+    return float(np.mean(list(of_set.values())))
+
+
+def main_value(entry: Mapping[str, Any]) -> float:
+    """Return the value of a split's main metric, such as accuracy, in [0, 1]."""
+    return float(entry[entry.get("metric", "accuracy")])
 
 
 def point(position: float, splits: Splits) -> Point:
@@ -245,7 +276,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     # Whatever is missing shall be missed here, where the file can be named.
     for entries in (scores["splits"], *sweep.values()):
         summary(entries)
-        [(entry["n"], entry["role"], entry["accuracy"]) for entry in entries.values()]
+        [(entry["n"], entry["role"], main_value(entry)) for entry in entries.values()]
     status_file = path / "status.json"
     status = read_json(status_file) if status_file.is_file() else {}
     return Record(

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent / "perdure"
 ROWS = [
     "errors files documents signals extras rundir processes",
     "kernels",
-    "weights mixing batch contrastive losses reliability metrics collective",
+    "weights mixing batch contrastive losses reliability ranking metrics collective",
+    "overlap",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
     "surgery.side surgery.visual_prompts surgery.projector",
@@ -27,24 +28,33 @@ ROWS = [
     "distillation objective",
     "classifying",
     "path_loss repairing endpoints",
+    "regions",
     "adapters peft_format compression foreign",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",
     "data.tables data.class_names data.folders data.layout data.own data.protocols",
+    "data.segmented data.scene_regions",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shard_index data.shards",
     "data.hf_files data.hf_columns data.hf_datasets data.hf_pictures",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.caption_tokens data.loading",
-    "data.transfer data.shifts data.suites data.survey data.check data.compact",
+    "data.paired",
+    "data.transfer data.shifts data.uses data.suites data.survey data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
     "methods.mma methods.promptkd",
     "methods.coop methods.kgcoop",
     "methods.mergetune",
+    "guard_spec faults",
     "recipe optim runtime states run comparison records prediction subjects",
-    "loop training evaluation",
+    "embedding",
+    "tasks tasks.classify",
+    "tasks.retrieve",
+    "tasks.segment",
+    "opening",
+    "loop evaluation guard training",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",
@@ -52,15 +62,20 @@ ROWS = [
     "alpha.select",
     "grids video",
     "theory.arrays theory.linear theory.solutions theory.teachers theory.horizon",
-    "theory.advice theory.published theory",
+    "theory.advice theory.published",
+    "theory.phase theory",
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
+    "theory_report theory_figures cli_theory",
+    "cli_alpha",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 
-LIGHT = ("data.suites", "data.transfer", "errors", "method", "metrics", "reporting", "cli")
+LIGHT = (
+    "data.suites", "data.transfer", "errors", "method", "metrics", "tasks", "reporting", "cli"
+)  # fmt: skip
 """Modules that help, version and lists need; they must not import torch."""
 
 DISTRIBUTED = {"collective", "runtime"}

@@ -6,17 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError, nearest
-from . import hf_datasets
+from . import hf_datasets, shifts, uses
 from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
 from .hf_datasets import HF, HfFolder, find_hf
 from .layout import SHIFTED, Own, find_own, fingerprint
-from .shifts import MAKERS, SUMMARIES, TASK_SUITES
+from .shifts import TASK_SUITES
 from .splits import Role as Role
 from .splits import Split as Split
 from .splits import Suite as Suite
 from .splits import Task as Task
 from .transfer import B2N, base_to_novel
+
+SCENES: tuple[tuple[str, Role], ...] = (("id", "id"), ("rendition", "ood"), ("sketch", "ood"))
+"""Splits of drawn scenes, and their roles"""
 
 
 def _emojishift(name: str, role: Role, split: str | None = None, classes: str = "all") -> Split:
@@ -83,6 +86,16 @@ SUITES: dict[str, Suite] = {
         _divided("emojishift-b2n-2", "-2"),
         _divided_val("emojishift-b2n-val", ""),
         _divided_val("emojishift-b2n-val-2", "-2"),
+        *uses.EMBEDDED,
+        Suite(
+            name="emojishift-segmentation",
+            summary="embedded: scenes of four things, labelled pixel by pixel under true masks",
+            splits=tuple(
+                Split(name=name, role=role, task="segment", dataset="emojishift", split=name)
+                for name, role in SCENES
+            ),
+            templates="emojishift",
+        ),
         Suite(
             name=B2N,
             summary=f"halves of the classes of any data set: name it, as in {B2N}-own",
@@ -109,7 +122,9 @@ SUITES: dict[str, Suite] = {
         ),
         *(
             Suite(name=name, summary=summary, splits=(), templates="openai-80")
-            for name, summary in SUMMARIES.items()  # their splits depend on the root
+            for name, summary in (
+                shifts.SUMMARIES | uses.SUMMARIES
+            ).items()  # their splits depend on the root
         ),
     )
 }
@@ -145,9 +160,15 @@ def suite(name: str, root: Path | None = None) -> Suite:
         raise DataError(
             f"there is no suite {name!r}. Known: {known}. {nearest(name, SUITES)}".rstrip()
         )
-    if name in MAKERS:
-        return MAKERS[name](root)
+    makers = shifts.MAKERS | uses.MAKERS
+    if name in makers:
+        return makers[name](root)
     return _own(SUITES[name], root) if name in _FOUND else SUITES[name]
+
+
+def for_choosing(suite: Suite) -> bool:
+    """Return whether choices may be made on a suite, because none of its splits is a test set."""
+    return all(split.split.startswith("val") for split in suite.splits)
 
 
 def of_task(dataset: str, classes: str = "all") -> str | None:
@@ -174,8 +195,8 @@ def _own(empty: Suite, root: Path | None) -> Suite:
     found, inside = _test_of(empty.name, root)
     if found.captioned:
         raise DataError(
-            f"{root} has captions, no labels, so there are no classes to score; contrastive "
-            f"methods train on captions, but suite {empty.name} needs a column of labels."
+            f"{root} has captions, no labels, so there are no classes to score; suite "
+            f"{empty.name} needs a column of labels. Suite retrieval scores captions."
         )
     shifted = [name for name in found.splits if name.startswith(SHIFTED)]
     return replace(

@@ -27,6 +27,7 @@ VERBS = (
     "alpha",
     "ablate",
     "profile",
+    "theory",
 )
 
 LIGHT = (
@@ -40,6 +41,7 @@ LIGHT = (
     ("path", "--help"),
     ("ablate", "--help"),
     ("profile", "--help"),
+    ("theory", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from . import optim, towers, zoo
 from .cached_views import embed_views, require_fixed, reuse
 from .data.datasets import Dataset, is_of_sentences
-from .data.loading import Loader
+from .data.loading import Loader, alive_workers
 from .diagnosis.watching import Watch, watch
 from .errors import DataError, DivergedError
 from .files import finite
@@ -67,7 +68,7 @@ def train(
         RunError: If `out` exists and `resume` is false, or it holds another recipe.
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
         DivergedError: If a loss is not finite; the last good state stays.
-        DataError: If data are missing or damaged.
+        DataError: If data are missing or damaged, or a process that loads them was killed.
         WeightsError: If the model is unknown or its weights do not fit.
         TaskError: If method and task do not fit, or the start is below the guard's floor.
     """
@@ -99,11 +100,12 @@ def train(
             say(said)
         runtime.wait()
         say(f"Training on {runtime.describe()}; {work.total} steps.")
-        while not _carry_out(work, run, progress, say):
-            runtime.wait()
-            del work  # its memory is needed
-            work = Work.prepare(recipe, runtime)
-            reuse(cached, work.loader)
+        with alive_workers():
+            while not _carry_out(work, run, progress, say):
+                runtime.wait()
+                del work  # its memory is needed
+                work = Work.prepare(recipe, runtime)
+                reuse(cached, work.loader)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -253,9 +255,9 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> boo
     if cursor.step:
         say(f"Resumed after step {cursor.step} of {total}.")
     before = cursor.seconds
-    batches = () if ended else work.loader.batches(cursor.step, total)
+    loaded = closing(work.loader.batches(total if ended else cursor.step, total))
     schedule = work.schedule if guard is None else guard.lowered(work.schedule)
-    with StopRequest() as stop:
+    with loaded as batches, StopRequest() as stop:
         for tick in steps(
             learner,
             batches,

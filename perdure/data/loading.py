@@ -7,7 +7,8 @@ training process, one of many workers, or another process of a distributed run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
-from ..errors import PerdureError
+from ..errors import DataError, PerdureError
 from ..inputs import Preprocess, Tokenizer
 from .caption_tokens import Captions as Captions
 from .datasets import Dataset, texts_of
@@ -43,6 +44,27 @@ class _Raw(NamedTuple):
     labels: Tensor
     rows: Tensor
     """(B,), in the features of all views"""
+
+
+@contextmanager
+def alive_workers() -> Iterator[None]:
+    """Explain the end of a process that loads pictures, instead of torch's traceback.
+
+    Torch raises it in whatever the main process is doing at that moment.
+
+    Raises:
+        DataError: If such a process was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that loads pictures was ended from outside ({error}). Usually memory ran "
+            "out, or /dev/shm did: use fewer run.workers, none (run.workers=0), or a smaller "
+            "optim.batch_size. What was saved is kept; go on with --resume."
+        ) from None
 
 
 class Loader:
@@ -98,21 +120,25 @@ class Loader:
             dataset, preprocess, captions, batch_size, seed, augment, rank, world_size, views
         )
 
-    def batches(self, start_step: int, total_steps: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
         """Yield the batches of optimiser steps `start_step` + 1, ..., `total_steps`.
+
+        Closing the generator ends the workers.
 
         Raises:
             DataError: If an example cannot be read.
+        RuntimeError: If a worker was killed; `alive_workers` explains it.
         """
         raw: _Raw
-        for raw in self.loaded(self.source, range(start_step + 1, total_steps + 1)):
-            known = self._features
-            yield Batch(
-                self.normalized(raw.images),
-                raw.tokens.to(self._device, non_blocking=True),
-                raw.labels.to(self._device, non_blocking=True),
-                None if known is None else known[raw.rows.to(self._device, non_blocking=True)],
-            )
+        with closing(self.loaded(self.source, range(start_step + 1, total_steps + 1))) as loaded:
+            for raw in loaded:
+                known = self._features
+                yield Batch(
+                    self.normalized(raw.images),
+                    raw.tokens.to(self._device, non_blocking=True),
+                    raw.labels.to(self._device, non_blocking=True),
+                    None if known is None else known[raw.rows.to(self._device, non_blocking=True)],
+                )
 
     def take_features(self, features: Tensor) -> None:
         """Let batches have features in the place of images from now on.
@@ -128,7 +154,7 @@ class Loader:
         """Bring pixels (B, 3, H, W) to the device and to the model's range."""
         return self._preprocess.normalize(images.to(self._device, non_blocking=True))
 
-    def loaded(self, source: TorchDataset[Any], numbers: range) -> Iterator[Any]:
+    def loaded(self, source: TorchDataset[Any], numbers: range) -> Generator[Any, None, None]:
         """Yield items of a source in order, from the workers if there are any.
 
         Raises:
@@ -142,10 +168,16 @@ class Loader:
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the learner's random numbers
         )
-        for found in loaded:
-            if isinstance(found, PerdureError):
-                raise found
-            yield found
+        iterator = iter(loaded)
+        try:
+            for found in iterator:
+                if isinstance(found, PerdureError):
+                    raise found
+                yield found
+        finally:
+            # A traceback may keep the iterator alive, and torch then complains again about a killed
+            # worker whenever any other process of the session ends.
+            getattr(iterator, "_shutdown_workers", _nothing)()
 
 
 class Source(TorchDataset["_Raw | PerdureError"]):
@@ -209,6 +241,10 @@ class Source(TorchDataset["_Raw | PerdureError"]):
                 image = self.dataset.image(int(index))
                 images[position] = AUGMENTS[self.augment](image, size, mode, rng)
         return images, templates
+
+
+def _nothing() -> None:
+    """End no worker."""
 
 
 def eval_batches(

@@ -40,7 +40,7 @@ ROWS = [
     "data.hf_files data.hf_columns data.hf_datasets data.hf_pictures",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.caption_tokens data.loading",
-    "data.paired data.questions data.emoji_questions",
+    "data.paired data.questions data.vqa data.emoji_questions",
     "data.transfer data.shifts data.uses data.suites data.survey data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DataError
+from . import vqa
 from .catalog import NotThereError
 from .layout import find_own, fingerprint
 from .published import probe
@@ -116,12 +117,36 @@ def _own_captions(root: Path) -> str:
     return split
 
 
+def _vqa(root: Path | None) -> Suite:
+    """Every set of questions that is there."""
+    root = need_root("vqa", root)
+    found = {name: vqa.find_files(name, root) for name in vqa.SETS}
+    there = {name: files for name, files in found.items() if files is not None}
+    if not there:
+        raise DataError(
+            f"suite vqa finds no questions at {root}: neither vqa.json, nor VQA's "
+            "v2_OpenEnded_mscoco_val2014_questions.json with its annotations, nor ScienceQA's "
+            "problems.json. docs/data.md describes them."
+        )
+    return Suite(
+        name="vqa",
+        summary=SUMMARIES["vqa"],
+        splits=tuple(
+            Split(name=name, role="target", task="answer", dataset=name, split="test")
+            for name in there
+        ),
+        templates="emojishift",
+        version=sum(vqa.fingerprint(files) for files in there.values()),
+    )
+
+
 SUMMARIES = {
+    "vqa": "questions with candidate answers at --data: vqa.json, VQA v2, ScienceQA",
     "retrieval": "captions and pictures at --data: COCO, Flickr30k, or a table of your own",
 }
 
 MEMBERS: dict[str, tuple[str, ...]] = {"retrieval": SEARCHED}
 """Suite to the data sets that it scores, as far as they are there"""
 
-MAKERS: dict[str, Callable[[Path | None], Suite]] = {"retrieval": _retrieval}
+MAKERS: dict[str, Callable[[Path | None], Suite]] = {"retrieval": _retrieval, "vqa": _vqa}
 """Suite by name, made for a root"""

@@ -67,6 +67,7 @@ ROWS = [
     "preflight profiling calibration predicting exporting doctor",
     "groups tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
+    "drift cli_drift",
     "theory_report theory_figures cli_theory",
     "cli_alpha",
     "cli_show cli_tools cli_work cli_study cli __main__",

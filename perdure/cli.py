@@ -15,6 +15,7 @@ from . import (
     cli_alpha,
     cli_data,
     cli_diagnose,
+    cli_drift,
     cli_merge,
     cli_paths,
     cli_show,
@@ -171,6 +172,12 @@ app.command(
         "perdure path runs/a runs/b --points 21 --limit 200 --json",
     )
 )(cli_paths.path)
+app.command(
+    epilog=_examples(
+        "perdure drift perdure-tiny runs/flyp --images products/ --captions products.csv",
+        "perdure drift ViT-B-32/openai runs/mine --images photos/ --queries searches.txt --json",
+    )
+)(cli_drift.drift)
 app.command(
     epilog=_examples(
         "perdure report runs/*",

@@ -145,6 +145,8 @@ def suite(name: str, root: Path | None = None) -> Suite:
         return damaged_suite(suite(name.removeprefix(f"{DAMAGED}-"), root))
     if name.startswith(f"{B2N}-"):
         return _halves_of(name.removeprefix(f"{B2N}-"), root)
+    if name.startswith(f"{uses.FORGETTING}-"):
+        return uses.forgetting(root, name.removeprefix(f"{uses.FORGETTING}-"))
     if name == DAMAGED:
         raise DataError(
             f"suite {DAMAGED} needs the name of the suite whose images are damaged, as in "

@@ -76,6 +76,7 @@ def test_the_table_says_where_barriers_are(tmp_path: Path, monkeypatch: pytest.M
     assert "mean ± sd of seeds 0, 1, 2; n = 400 images per set" in lines[-1]
     (tmp_path / "barriers.json").write_text(json.dumps(figures("1")))
     assert "| 2.100 | 21.0 | 39.0 at 0.5" in barriers.barriers()
+    assert "points, seed 1; n = 400 images per set" in barriers.barriers()
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:

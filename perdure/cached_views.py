@@ -115,7 +115,7 @@ def embed_views(
     for images in view_batches(loader, used):
         rows[done : done + len(images)] = embed(learner, images, runtime)
         done += len(images)
-        if perf_counter() - told >= _QUIET:
+        if done < len(rows) and perf_counter() - told >= _QUIET:
             told = perf_counter()
             left = (told - began) * (len(rows) / done - 1)
             say(f"Embedded {done / len(rows):.0%} of the views, {left:.0f} s left.")

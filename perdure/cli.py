@@ -14,6 +14,7 @@ import typer
 from . import (
     cli_alpha,
     cli_data,
+    cli_diagnose,
     cli_merge,
     cli_paths,
     cli_show,
@@ -233,6 +234,13 @@ app.command(
         "perdure theory --compare --out theory-pictures",
     )
 )(cli_theory.theory)
+app.command(
+    epilog=_examples(
+        "perdure diagnose runs/ft",
+        "perdure diagnose runs/ft --suite emojishift --images 128 --limit 400 --json",
+        "perdure diagnose runs/soup --against perdure-tiny --out soup-diagnosis",
+    )
+)(cli_diagnose.diagnose)
 app.add_typer(
     cli_data.app,
     name="data",

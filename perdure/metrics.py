@@ -110,6 +110,21 @@ def real_accuracy(
     return (float(np.mean(hits)), len(hits)) if hits else None
 
 
+def vqa_agreement(agreeing: Labels) -> Floats:
+    """Return the soft accuracy of answers, min(agreeing / 3, 1), (N,).
+
+    The plain formula over all ten people, without the official program's average over leaving
+    each of them out.
+
+    Args:
+        agreeing: How many of the ten people who were asked gave the answer, (N,).
+
+    Source: Antol et al. 2015, arXiv 1505.00468, section 3 (VQA).
+    """
+    shares: Floats = np.minimum(agreeing.astype(np.float64) / 3.0, 1.0)
+    return shares
+
+
 def bootstrap_interval(
     values: Floats | Booleans, level: float = 0.95, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from .errors import RecipeError, RunError, nearest
 from .files import read_json
 from .metrics import harmonic_mean
 from .ranking import KS
-from .recipe import HOW
+from .recipe import ASIDE, HOW
 from .rundir import is_run, require_readable, runs_in
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -183,7 +183,7 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         alpha = document.get("alpha") if kind == "wise-ft" else None
         return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
     if "method" in document:
-        flat = _flatten(document)
+        flat = _flatten({key: part for key, part in document.items() if key not in ASIDE})
         for key in ("seed", *(f"run.{name}" for name in HOW)):
             flat.pop(key, None)
         seed = document.get("seed")

@@ -14,6 +14,7 @@ shifted data of either, another task than the one trained on"""
 Task = Literal[
     "classify",
     "retrieve",
+    "answer",
     "segment",
 ]
 

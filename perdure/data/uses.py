@@ -55,6 +55,12 @@ EMBEDDED = (
         "retrieve",
         "embedded: captions of pictures and pictures of captions, in three domains",
     ),
+    embedded(
+        "emojishift-vqa",
+        "answer",
+        "embedded: which thing, how many and where, in scenes of three domains",
+        ("{}/which", "{}/count", "{}/where"),
+    ),
 )
 """Suites that need no files"""
 

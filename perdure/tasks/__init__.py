@@ -103,6 +103,9 @@ TASKS: dict[Task, Entry] = {
         "queries",
         {"R@5": "recall_at_5", "R@10": "recall_at_10", "R@1 in folds": "fold_recall_at_1"},
     ),
+    "answer": Entry(
+        "perdure.tasks.answer", "questions", {"by people": "vqa_accuracy", "chance": "chance"}
+    ),
     "segment": Entry(
         "perdure.tasks.segment", "images", {"pixels": "pixel_accuracy", "masks": "mask_accuracy"}
     ),

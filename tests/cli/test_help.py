@@ -28,6 +28,7 @@ VERBS = (
     "ablate",
     "profile",
     "theory",
+    "diagnose",
 )
 
 LIGHT = (
@@ -42,6 +43,7 @@ LIGHT = (
     ("ablate", "--help"),
     ("profile", "--help"),
     ("theory", "--help"),
+    ("diagnose", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -70,6 +70,7 @@ def train(
             for seed in numbers(seeds, int, "--seeds")
         ]
     # Only now, because it imports torch: a wrong recipe has been answered already.
+    from .notes import told
     from .run import Run
     from .runtime import Runtime
     from .training import train as carry_out
@@ -96,7 +97,10 @@ def train(
         emit_json({"runs": [_about(run) for run in runs]})
         return
     for run in runs:
-        emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
+        status = run.status()
+        emit(f"Finished {run.path} ({status.get('seconds', 0):.0f} s of training)")
+        if did := told(status.get("guard") or {}):
+            emit(f"{did}; what is delivered is step {status['delivered_step']}")
     data = plans[0][1].data
     emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
@@ -104,7 +108,8 @@ def train(
 def _about(run: Run) -> dict[str, Any]:
     status = run.status()
     kept = {key: status.get(key) for key in ("state", "step", "seconds", "trainable", "parameters")}
-    return {"path": str(run.path), "seed": run.recipe().seed, **kept}
+    guard = {"guard": status["guard"]} if "guard" in status else {}
+    return {"path": str(run.path), "seed": run.recipe().seed, **kept, **guard}
 
 
 def evaluate(
@@ -247,18 +252,32 @@ def _score(
 
 
 def _score_table(scores: Scores) -> str:
-    """One line per split, then the means over roles."""
+    """One line per split and a table per task, then the means over roles."""
+    from .records import main_value
+    from .tasks import TASKS, UNSCALED
+
     scaled = scores.conditions["temperature"] is not None
-    header = ["split", "role", "images", "accuracy", "95 % interval", "macro-F1", "ECE", "NLL"]
-    rows = []
-    for name, entry in scores.splits.items():
-        low, high = entry["interval"]
-        row = [name, entry["role"], str(entry["n"]), percent(entry["accuracy"])]
-        row += [f"{percent(low)}-{percent(high)}", percent(entry["macro_f1"])]
-        row += [percent(entry["ece"]), f"{entry['nll']:.3f}"]
-        rows.append(row + ([percent(entry["ece_scaled"])] if scaled else []))
+    tables = []
+    for task in dict.fromkeys(entry["task"] for entry in scores.splits.values()):
+        entries = {name: one for name, one in scores.splits.items() if one["task"] == task}
+        more = dict(TASKS[task].columns)
+        if scaled and task == "classify":
+            more["ECE scaled"] = "ece_scaled"
+        names = dict.fromkeys(one["metric"].replace("_", " ") for one in entries.values())
+        rows = []
+        for name, entry in entries.items():
+            low, high = entry["interval"]
+            row = [name, entry["role"], str(entry["n"]), percent(main_value(entry))]
+            row.append(f"{percent(low)}-{percent(high)}")
+            row += [
+                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry[key])
+                for key in more.values()
+            ]
+            rows.append(row)
+        header = ["split", "role", TASKS[task].counted, " / ".join(names), "95 % interval", *more]
+        tables.append(columns(header, rows, left=2))
     words = ", ".join(_word(name, **entry) for name, entry in scores.summary().items())
-    return columns([*header, *(["ECE scaled"] if scaled else [])], rows, left=2) + f"\n{words}"
+    return "\n\n".join(tables) + f"\n{words}"
 
 
 def _word(name: str, value: float, interval: Sequence[float] | None = None) -> str:

@@ -57,6 +57,10 @@ class Record:
     """Where on that line the run itself stands: the alpha of its added modules, 1 without any"""
     trainable: int | None = None
     seconds: float | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Its recipe or merge document"""
+    guard: Mapping[str, Any] | None = None
+    """What the run's own guard saw and did"""
 
     @property
     def key(self) -> str:
@@ -97,7 +101,8 @@ _LEAVES_OUT = {"art": "corrupt", "without_objectnet": "objectnet"}
 def summary(splits: Splits) -> dict[str, float]:
     """Return what the splits of one model come to, as far as their roles allow.
 
-    The keys are those words of `perdure.reporting` that one model has by itself.
+    The keys are those words of `perdure.reporting` that one model has by itself, and the names of
+    the main metrics of tasks other than classification, averaged over their splits.
     """
     ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
     of_role: dict[str, list[str]] = {}
@@ -120,10 +125,20 @@ def summary(splits: Splits) -> dict[str, float]:
     ):
         if names and _LEAVES_OUT.get(word, names[0]) in (*names, *shifted):
             values[word] = float(np.mean([ours[name][metric] for name in names]))
+    others: dict[str, list[float]] = {}
+    for entry in splits.values():
+        if entry.get("task") != "classify":
+            others.setdefault(str(entry["metric"]), []).append(main_value(entry))
+    values |= {metric: float(np.mean(found)) for metric, found in others.items()}
     for word, (base, novel) in HARMONIC.items():
         if base in values and novel in values:
             values[word] = harmonic_mean(values[base], values[novel])
     return values
+
+
+def main_value(entry: Mapping[str, Any]) -> float:
+    """Return the value of a split's main metric, such as accuracy, in [0, 1]."""
+    return float(entry[entry.get("metric", "accuracy")])
 
 
 def point(position: float, splits: Splits) -> Point:
@@ -135,7 +150,7 @@ def point(position: float, splits: Splits) -> Point:
 def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None, dict[str, Any]]:
     """Return method, interpolation share, seed, and settings of a recipe or merge document."""
     if "kind" in document:
-        inputs = [identity(_origin(entry)) for entry in document["inputs"]]
+        inputs = [identity(origin_of(entry)) for entry in document["inputs"]]
         seeds = {seed for _, _, seed, _ in inputs if seed is not None}
         methods = [method for method, _, _, _ in inputs if method != "zero-shot"]
         kind = str(document["kind"])
@@ -162,7 +177,7 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
     return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
 
 
-def _origin(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+def origin_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the document that an input of a merge came from."""
     for word in ("recipe", "merge"):
         if entry.get(word):
@@ -230,7 +245,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     method, alpha, seed, settings = identity(origin)
     tuned = None
     if origin.get("kind") == "wise-ft":
-        ends = [identity(_origin(entry)) for entry in origin["inputs"]]
+        ends = [identity(origin_of(entry)) for entry in origin["inputs"]]
         tuned = next((inner for name, _, _, inner in reversed(ends) if name != "zero-shot"), None)
     sweep_file = path / "scores" / f"{suite}.sweep.json"
     sweep: dict[float, Splits] = {}
@@ -245,7 +260,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     # Whatever is missing shall be missed here, where the file can be named.
     for entries in (scores["splits"], *sweep.values()):
         summary(entries)
-        [(entry["n"], entry["role"], entry["accuracy"]) for entry in entries.values()]
+        [(entry["n"], entry["role"], main_value(entry)) for entry in entries.values()]
     status_file = path / "status.json"
     status = read_json(status_file) if status_file.is_file() else {}
     return Record(
@@ -262,6 +277,8 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
         seconds=status.get("seconds"),
+        origin=origin,
+        guard=status.get("guard"),
     )
 
 

@@ -31,7 +31,8 @@ from .comparison import (
 from .errors import RunError
 from .groups import Family, Group, check_comparable, families, group, zero_shot
 from .metrics import harmonic_of_means
-from .records import HARMONIC, Record, expand, hint, point, read, summary
+from .notes import notes_on
+from .records import HARMONIC, Record, expand, hint, main_value, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def compare(
             for target in at_id
         ),
         above=() if against is None else _above(groups, drawn, against),
+        notes=notes_on(groups),
     )
 
 
@@ -126,7 +128,7 @@ def _row(one: Group, start: Record | None) -> Row:
         alpha=first.alpha,
         seeds=tuple(record.seed for record in one.records),
         splits={
-            name: over_seeds([record.splits[name]["accuracy"] for record in one.records])
+            name: over_seeds([main_value(record.splits[name]) for record in one.records])
             for name in first.splits
         },
         values=averages,

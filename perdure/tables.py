@@ -79,6 +79,8 @@ class Report:
     pairs: tuple[Pair, ...] = ()
     equal: tuple[Equal, ...] = ()
     above: tuple[Above, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What must be known of some rows"""
 
     def to_markdown(self) -> str:
         """Return the report as Markdown tables, accuracies in per cent."""
@@ -107,6 +109,8 @@ class Report:
                 ],
             ),
         ]
+        if self.notes:
+            sections.append("\n".join(f"- {note}" for note in self.notes))
         if self.pairs:
             sections += [
                 "## Differences\n\nFirst minus second in points, with the 95 % interval of a "
@@ -173,6 +177,8 @@ class Report:
         }
         for name in ("rows", "pairs", "equal", "above"):
             document[name] = [_plain(one) for one in getattr(self, name)]
+        if self.notes:
+            document["notes"] = list(self.notes)
         return json.dumps(document, indent=2)
 
 

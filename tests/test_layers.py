@@ -45,6 +45,7 @@ ROWS = [
     "guard_spec faults",
     "recipe optim runtime states run comparison records prediction subjects",
     "opening",
+    "tasks tasks.classify",
     "loop evaluation guard training",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
@@ -55,13 +56,16 @@ ROWS = [
     "theory.arrays theory.linear theory.solutions theory.teachers theory.horizon",
     "theory.advice theory.published theory",
     "preflight profiling calibration predicting exporting doctor",
-    "groups tables reporting ablate figures",
+    "groups notes tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
+    "cli_alpha",
     "cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 
-LIGHT = ("data.suites", "data.transfer", "errors", "method", "metrics", "reporting", "cli")
+LIGHT = (
+    "data.suites", "data.transfer", "errors", "method", "metrics", "tasks", "reporting", "cli"
+)  # fmt: skip
 """Modules that help, version and lists need; they must not import torch."""
 
 DISTRIBUTED = {"collective", "runtime"}

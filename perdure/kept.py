@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
 
 from . import __version__
-from .data.datasets import templates_for
+from .data.datasets import DATASETS, open_dataset, templates_for
 from .data.suites import Suite
-from .errors import RunError
+from .errors import DataError, RunError
 from .files import read_json, whole_file
 from .prediction import How
 from .subjects import hash_of_file
@@ -35,8 +37,9 @@ _DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeErro
 def stamp_of(run: Path, suite: Suite, how: How, **more: Any) -> str:
     """Return what stands for everything that the scores of a run depend on, 16 digits.
 
-    That is the files of its predictor, the definition of the suite, prompts, where the data are,
-    the number of images, and the version of perdure.
+    That is the files of its predictor, the definition of the suite, prompts, where the data are and
+    when their files were changed, the number of images, and the version of perdure. Where the files
+    of the data are not known, every stamp is another.
 
     Args:
         run: Finished.
@@ -51,12 +54,43 @@ def stamp_of(run: Path, suite: Suite, how: How, **more: Any) -> str:
             hash_of_file(folder / name) for name in ("predictor.json", "predictor.safetensors")
         ],
         "definition": suite.definition,
+        "files": _files(suite, how),
         "templates": list(templates_for(suite.templates, how.root)),
         "root": None if how.root is None else str(how.root.expanduser().resolve()),
         "limit": how.limit,
         **more,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _files(suite: Suite, how: How) -> str:
+    """Return what changes with the size and time of every file that a suite is made of."""
+    digest = hashlib.sha256()
+    for split in suite.splits:
+        reader = DATASETS.get(split.dataset)
+        if reader is not None and reader.embedded:
+            continue
+        try:
+            files = files_of(open_dataset(split.dataset, split.split, how.root))
+        except DataError:
+            files = None
+        if files is None:
+            return uuid4().hex
+        for file in files:
+            status = file.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def files_of(dataset: Any) -> Iterable[Path] | None:
+    """Return the files that a data set is read from; None where they are not known."""
+    while hasattr(dataset, "whole"):
+        dataset = dataset.whole
+    catalog = getattr(dataset, "catalog", None)
+    if catalog is not None:
+        return (catalog.root / os.fsdecode(path) for path in catalog.paths)
+    files: Iterable[Path] | None = getattr(dataset, "files", getattr(dataset, "shards", None))
+    return files
 
 
 Whole = tuple[dict[str, Any], dict[str, Outcomes]]

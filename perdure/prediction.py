@@ -68,9 +68,16 @@ def spread(dataset: Dataset, limit: int | None) -> Dataset:
     """Return at most `limit` images of a data set, evenly spread over its order."""
     if limit is None or limit >= len(dataset):
         return dataset
+    return Part(dataset, spread_rows(len(dataset), limit))
+
+
+def spread_rows(number: int, limit: int | None) -> NDArray[np.int64]:
+    """Return at most `limit` of so many rows, evenly spread over their order."""
+    if limit is None or limit >= number:
+        return np.arange(number)
     if limit < 1:
         raise DataError(f"the limit is {limit} images per split; it must be at least 1.")
-    return Part(dataset, np.linspace(0, len(dataset) - 1, limit).round().astype(np.int64))
+    return np.asarray(np.linspace(0, number - 1, limit).round(), dtype=np.int64)
 
 
 def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:

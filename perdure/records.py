@@ -13,19 +13,16 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from .comparison import Point
 from .documents import parse_yaml
 from .errors import RecipeError, RunError, nearest
 from .files import read_json
-from .metrics import harmonic_mean
-from .recipe import HOW
+from .recipe import ASIDE, HOW
 from .rundir import is_run, require_readable, runs_in
-
-Splits = Mapping[str, Mapping[str, Any]]
-"""Split name to its entry in a score file."""
-
-HARMONIC = {"harmonic": ("base", "novel"), "harmonic_ood": ("base_ood", "novel_ood")}
-"""Words for harmonic means, and the two words they are of"""
+from .words import HARMONIC as HARMONIC
+from .words import Splits as Splits
+from .words import main_value as main_value
+from .words import point as point
+from .words import summary as summary
 
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What reading raises where a file holds something else than perdure writes"""
@@ -94,59 +91,6 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
-_LEAVES_OUT = {"art": "corrupt", "without_objectnet": "objectnet"}
-"""Means over shifted sets but one, which exist where that one does"""
-
-
-def summary(splits: Splits) -> dict[str, float]:
-    """Return what the splits of one model come to, as far as their roles allow.
-
-    The keys are those words of `perdure.reporting` that one model has by itself, and the names of
-    the main metrics of tasks other than classification, averaged over their splits.
-    """
-    ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
-    of_role: dict[str, list[str]] = {}
-    for name, entry in ours.items():
-        of_role.setdefault(entry["role"], []).append(name)
-    shifted = of_role.get("ood", [])
-    values: dict[str, float] = {}
-    for word, names, metric in (
-        ("id", of_role.get("id"), "accuracy"),
-        ("ood", shifted, "accuracy"),
-        ("art", [name for name in shifted if name != "corrupt"], "accuracy"),
-        ("without_objectnet", [name for name in shifted if name != "objectnet"], "accuracy"),
-        ("base", of_role.get("base"), "accuracy"),
-        ("novel", of_role.get("novel"), "accuracy"),
-        ("base_ood", of_role.get("base_ood"), "accuracy"),
-        ("novel_ood", of_role.get("novel_ood"), "accuracy"),
-        ("target", of_role.get("target"), "accuracy"),
-        ("ece_id", of_role.get("id"), "ece"),
-        ("ece_ood", shifted, "ece"),
-    ):
-        if names and _LEAVES_OUT.get(word, names[0]) in (*names, *shifted):
-            values[word] = float(np.mean([ours[name][metric] for name in names]))
-    others: dict[str, list[float]] = {}
-    for entry in splits.values():
-        if entry.get("task") != "classify":
-            others.setdefault(str(entry["metric"]), []).append(main_value(entry))
-    values |= {metric: float(np.mean(found)) for metric, found in others.items()}
-    for word, (base, novel) in HARMONIC.items():
-        if base in values and novel in values:
-            values[word] = harmonic_mean(values[base], values[novel])
-    return values
-
-
-def main_value(entry: Mapping[str, Any]) -> float:
-    """Return the value of a split's main metric, such as accuracy, in [0, 1]."""
-    return float(entry[entry.get("metric", "accuracy")])
-
-
-def point(position: float, splits: Splits) -> Point:
-    """Return one model as a point of a trade-off curve."""
-    values = summary(splits)
-    return Point(position, values["id"], values["ood"])
-
-
 def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None, dict[str, Any]]:
     """Return method, interpolation share, seed, and settings of a recipe or merge document."""
     if "kind" in document:
@@ -167,7 +111,7 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         alpha = document.get("alpha") if kind == "wise-ft" else None
         return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
     if "method" in document:
-        flat = _flatten(document)
+        flat = _flatten({key: part for key, part in document.items() if key not in ASIDE})
         for key in ("seed", *(f"run.{name}" for name in HOW)):
             flat.pop(key, None)
         seed = document.get("seed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +16,9 @@ from torch.optim import Optimizer
 from . import optim, towers, zoo
 from .data.datasets import Dataset, is_of_sentences
 from .data.loading import Loader
+from .diagnosis.watching import Watch, watch
 from .errors import DataError, DivergedError
+from .files import finite
 from .guard import Guard
 from .learner import Learner
 from .loop import Tick as Tick
@@ -122,6 +123,8 @@ class Work:
     validation: dict[str, Dataset]
     templates: tuple[str, ...]
     guard: Guard | None = None
+    watch: Watch | None = None
+    """What `diagnose` asks for, on the main process"""
 
     @classmethod
     def prepare(cls, recipe: Recipe, runtime: Runtime) -> Work:
@@ -164,9 +167,13 @@ class Work:
         splits = recipe.validate.splits
         validation = {name: open_validated(data, name, recipe.seed) for name in splits}
         guard = Guard.of(recipe, runtime)
+        watching = None
+        if recipe.diagnose is not None and runtime.is_main:
+            prompts = ("{}",) if sentences else templates
+            watching = watch(recipe, learner, context.zeroshot(), dataset, prompts, validation)
         return cls(
             recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates,
-            guard,
+            guard, watching,
         )  # fmt: skip
 
     def logs(self, step: int) -> bool:
@@ -190,9 +197,15 @@ class Work:
         every = self.guard.spec.every or self.loader.steps_per_epoch
         return step % every == 0 or step == self.total
 
+    def diagnoses(self, step: int) -> bool:
+        """Return whether what has changed since the start is looked at after this step."""
+        spec = self.recipe.diagnose
+        return spec is not None and (step % spec.every == 0 or step == self.total)
+
     def reads(self, step: int) -> bool:
         """Return whether anybody needs the values of this step."""
-        return self.logs(step) or self.saves(step) or self.validates(step) or self.looks(step)
+        asks = (self.logs, self.saves, self.validates, self.looks, self.diagnoses)
+        return any(wants(step) for wants in asks)
 
     def begin_guard(self, run: Run) -> str | None:
         """Let the guard of a new run measure before training; None where there is none."""
@@ -258,8 +271,10 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> boo
             seconds = before + tick.seconds
             cursor = replace(cursor, step=step, seconds=seconds, scaler=runtime.scaler_state())
             if runtime.is_main and work.logs(step):
-                run.log(_row(tick))
+                run.log(finite(tick._asdict()))
                 run.update_status(step=step, seconds=seconds)
+            if work.watch is not None and work.diagnoses(step):
+                run.log({"step": step, "diagnosis": work.watch.look(learner)})
             if work.validates(step):
                 cursor = _judge(cursor, work.validate(), run if runtime.is_main else None)
             asked = runtime.total(stop.number is not None) > 0
@@ -315,14 +330,6 @@ def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cur
     if cursor.best_value is not None and value <= cursor.best_value:
         return cursor
     return replace(cursor, best_step=cursor.step, best_value=value)
-
-
-def _row(tick: Tick) -> dict[str, object]:
-    """Return a tick as the log holds it; JSON has no number for what is not finite."""
-    stats = {
-        name: value if math.isfinite(value) else None for name, value in (tick.stats or {}).items()
-    }
-    return {**tick._asdict(), "stats": stats}
 
 
 def _sizes(learner: nn.Module) -> dict[str, int]:

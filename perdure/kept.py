@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,15 @@ def _files(suite: Suite, how: How) -> str:
     return digest.hexdigest()
 
 
-def files_of(dataset: Any) -> Iterable[Path] | None:
+def files_of(dataset: Any) -> list[Path] | None:
     """Return the files that a data set is read from; None where they are not known."""
     while hasattr(dataset, "whole"):
         dataset = dataset.whole
     catalog = getattr(dataset, "catalog", None)
     if catalog is not None:
-        return (catalog.root / os.fsdecode(path) for path in catalog.paths)
-    files: Iterable[Path] | None = getattr(dataset, "files", getattr(dataset, "shards", None))
-    return files
+        return [catalog.root / os.fsdecode(path) for path in catalog.paths]
+    files = getattr(dataset, "files", getattr(dataset, "shards", None))
+    return None if files is None else [Path(os.fsdecode(file)) for file in files]
 
 
 Whole = tuple[dict[str, Any], dict[str, Outcomes]]

@@ -260,13 +260,35 @@ def test_the_command_line_trains_and_scores_with_two_processes(tmp_path: Path) -
         answers = []
         for processes in (2, 1):
             out = (*extra[:1], f"{extra[1]}-{processes}") if extra else ()
-            arguments = ("eval", subject, *out, "--limit", "16", "--json")
+            arguments = ("eval", subject, *out, "--limit", "16", "--again", "--json")
             done = perdure(processes, tmp_path, *arguments)
             assert done.returncode == 0, done.stderr[-3000:]
             answers.append(json.loads(done.stdout)["splits"])
         for name, entry in answers[0].items():
             assert entry["accuracy"] == answers[1][name]["accuracy"]
             assert entry["nll"] == pytest.approx(answers[1][name]["nll"], rel=1e-4)
+
+
+def test_the_guard_of_two_processes_does_what_that_of_one_does(tmp_path: Path) -> None:
+    guard = {"suite": "emojishift-val", "metric": "ood", "drop": 0.1, "every": 2, "limit": 41}
+    table = {
+        **RECIPE,
+        "method": {"name": "ft"},
+        "optim": {"lr": 2e-3, "batch_size": 33, "steps": 6},
+        "guard": {**guard, "action": "rollback", "times": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(table))
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = perdure(processes, tmp_path, "train", "recipe.yaml", "--out", out.name)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count(" before training") == 1
+        status = json.loads((out / "status.json").read_text())
+        acts = [(one["step"], one["to"], one["rate"]) for one in status["guard"]["rollbacks"]]
+        found.append((acts, status["guard"]["start"], status["delivered_step"]))
+    assert found[0] == found[1]
+    assert found[0][0]
 
 
 # Also one pair for all verbs that score.

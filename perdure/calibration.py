@@ -85,7 +85,7 @@ def calibrate(
             f"{subject.name} is not a run, so there is no place to keep a temperature. Make it one "
             f"with: perdure eval {subject.name} --out RUN"
         )
-    chosen, root = _task(subject, suite, how.root)
+    chosen, root = task_of(subject, suite, how.root)
     how = replace(how, root=root)
     unit = open_validation(chosen, how)
     predictor = subject.predictor()
@@ -121,10 +121,19 @@ def calibrate(
     return found
 
 
-def _task(
+def task_of(
     subject: Subject, suite: Suite | str | None, root: Path | None
 ) -> tuple[Suite, Path | None]:
-    """Return the suite whose task is calibrated, and where its data are."""
+    """Return the suite of a subject's task, and where its data are.
+
+    Args:
+        subject: A run or merge result.
+        suite: As asked for; None for the suite of the task that it was trained on.
+        root: As asked for; where nobody asks, own data are where the recipe says.
+
+    Raises:
+        DataError: If there is no such suite, none for the task, or the data have gone.
+    """
     if isinstance(suite, Suite):
         return suite, root
     data = trained_on(subject)

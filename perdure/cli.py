@@ -14,6 +14,7 @@ import typer
 from . import (
     cli_alpha,
     cli_data,
+    cli_diagnose,
     cli_drift,
     cli_merge,
     cli_paths,
@@ -182,6 +183,7 @@ app.command(
         "perdure report runs/*",
         "perdure report runs/zero-shot runs/flyp runs/tracer --against flyp --at-id 65,70,75",
         "perdure report runs/* --format csv > table.csv",
+        "perdure report runs/coop runs/kgcoop --average",
     )
 )(cli_show.report)
 app.command(
@@ -240,6 +242,13 @@ app.command(
         "perdure theory --compare --out theory-pictures",
     )
 )(cli_theory.theory)
+app.command(
+    epilog=_examples(
+        "perdure diagnose runs/ft",
+        "perdure diagnose runs/ft --suite emojishift --images 128 --limit 400 --json",
+        "perdure diagnose runs/soup --against perdure-tiny --out soup-diagnosis",
+    )
+)(cli_diagnose.diagnose)
 app.add_typer(
     cli_data.app,
     name="data",

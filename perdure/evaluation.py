@@ -134,9 +134,9 @@ def evaluate(
         warn_of_training(found, suite)
         predictor = found.predictor()
     how = How(root=root, limit=limit, batch_size=batch_size, runtime=runtime, progress=progress)
-    conditions = {"subject": found.name, "seed": found.seed()}
+    about = found.conditions()
     scores = evaluate_points(
-        predictor, {0.0: stay}, suite, how, conditions=conditions, temperature=temperature
+        predictor, {0.0: stay}, suite, how, conditions=about, temperature=temperature
     )[0.0]
     if found.run is not None and (runtime is None or runtime.is_main):
         scores.write(found.run / "scores")

@@ -49,6 +49,8 @@ class ModelSpec(_Table):
 class DataSpec(_Table):
     """What to train on."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"views"})
+
     name: str
     root: Path | None = None
     """Where the files are; embedded data need none"""
@@ -69,6 +71,18 @@ class DataSpec(_Table):
     augment: Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"] = "none"
     """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror; crop to .08
     to 1 and mirror"""
+    views: Count | None = None
+    """Null for a new augmentation in every epoch. A number V: those of V epochs come again and
+    again, and the frozen image tower embeds them once, before training; another run, not only a
+    faster one"""
+
+    def __post_init__(self) -> None:
+        """Refuse views that are all the same."""
+        if self.augment == "none" and (self.views or 1) > 1:
+            raise ValueError(
+                f"views is {self.views}, but augment is 'none', so that all views of an image are "
+                "equal; views: 1 does the same"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +167,18 @@ class ValidateSpec(_Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnoseSpec(_Table):
+    """What a run says of itself against the pre-trained model, in its log; changes no weight."""
+
+    every: Count
+    """Optimiser steps between two looks; the last step has one too"""
+    images: Annotated[int, Field(ge=2)] = 128
+    """Images looked at: of the first validation split, and as many of training for the spans"""
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of the mean squared length of a layer's inputs that their span keeps"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSpec(_Table):
     """How the run is carried out; apart from `precision` it does not change what is computed."""
 
@@ -180,12 +206,15 @@ HOW = frozenset(
 )
 """Keys of `run` that may change when a run is resumed"""
 
+ASIDE = ("diagnose",)
+"""Tables that change nothing that is trained: runs with and without compare, and resume"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(_Table):
     """A training run as a value."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"guard"})
+    later: ClassVar[frozenset[str]] = frozenset({"guard", "diagnose"})
 
     model: ModelSpec
     data: DataSpec
@@ -194,6 +223,7 @@ class Recipe(_Table):
     validate: ValidateSpec = field(default_factory=ValidateSpec)
     guard: GuardSpec | None = None
     run: RunSpec = field(default_factory=RunSpec)
+    diagnose: DiagnoseSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def __post_init__(self) -> None:
@@ -255,6 +285,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """Return "key: old -> new" for every key that changes what is computed."""
     before, after = _flat(plain(old)), _flat(plain(new))
     keys = [key for key in before | after if key not in {f"run.{name}" for name in HOW}]
+    keys = [key for key in keys if key.partition(".")[0] not in ASIDE]
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in keys

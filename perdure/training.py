@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -15,9 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
+from .cached_views import embed_views, require_fixed, reuse
 from .data.datasets import Dataset, is_of_sentences
-from .data.loading import Loader
+from .data.loading import Loader, alive_workers
+from .diagnosis.watching import Watch, watch
 from .errors import DataError, DivergedError
+from .files import finite
 from .guard import Guard
 from .learner import Learner
 from .loop import Tick as Tick
@@ -65,7 +68,7 @@ def train(
         RunError: If `out` exists and `resume` is false, or it holds another recipe.
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
         DivergedError: If a loss is not finite; the last good state stays.
-        DataError: If data are missing or damaged.
+        DataError: If data are missing or damaged, or a process that loads them was killed.
         WeightsError: If the model is unknown or its weights do not fit.
         TaskError: If method and task do not fit, or the start is below the guard's floor.
     """
@@ -84,20 +87,25 @@ def train(
         say = _ignore
     try:
         work = Work.prepare(recipe, runtime)
+        cached = embed_views(work.learner, work.loader, recipe.data.views, work.total, runtime, say)
         said = work.begin_guard(run)
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
+        if cached is not None and runtime.is_main:
+            cached.tell(run)
         if said is not None and work.guard is not None:
             if runtime.is_main:
                 run.update_status(guard=work.guard.record)
             say(said)
         runtime.wait()
         say(f"Training on {runtime.describe()}; {work.total} steps.")
-        while not _carry_out(work, run, progress, say):
-            runtime.wait()
-            del work  # its memory is needed
-            work = Work.prepare(recipe, runtime)
+        with alive_workers():
+            while not _carry_out(work, run, progress, say):
+                runtime.wait()
+                del work  # its memory is needed
+                work = Work.prepare(recipe, runtime)
+                reuse(cached, work.loader)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -122,6 +130,8 @@ class Work:
     validation: dict[str, Dataset]
     templates: tuple[str, ...]
     guard: Guard | None = None
+    watch: Watch | None = None
+    """What `diagnose` asks for, on the main process"""
 
     @classmethod
     def prepare(cls, recipe: Recipe, runtime: Runtime) -> Work:
@@ -147,6 +157,7 @@ class Work:
             rank=runtime.rank,
             world_size=runtime.world_size,
             cut=sentences,
+            views=data.views,
         )
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
@@ -158,15 +169,20 @@ class Work:
             lambda: all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
+        require_fixed(learner, data.views)
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
         splits = recipe.validate.splits
         validation = {name: open_validated(data, name, recipe.seed) for name in splits}
         guard = Guard.of(recipe, runtime)
+        watching = None
+        if recipe.diagnose is not None and runtime.is_main:
+            prompts = ("{}",) if sentences else templates
+            watching = watch(recipe, learner, context.zeroshot(), dataset, prompts, validation)
         return cls(
             recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates,
-            guard,
+            guard, watching,
         )  # fmt: skip
 
     def logs(self, step: int) -> bool:
@@ -190,9 +206,15 @@ class Work:
         every = self.guard.spec.every or self.loader.steps_per_epoch
         return step % every == 0 or step == self.total
 
+    def diagnoses(self, step: int) -> bool:
+        """Return whether what has changed since the start is looked at after this step."""
+        spec = self.recipe.diagnose
+        return spec is not None and (step % spec.every == 0 or step == self.total)
+
     def reads(self, step: int) -> bool:
         """Return whether anybody needs the values of this step."""
-        return self.logs(step) or self.saves(step) or self.validates(step) or self.looks(step)
+        asks = (self.logs, self.saves, self.validates, self.looks, self.diagnoses)
+        return any(wants(step) for wants in asks)
 
     def begin_guard(self, run: Run) -> str | None:
         """Let the guard of a new run measure before training; None where there is none."""
@@ -233,9 +255,9 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> boo
     if cursor.step:
         say(f"Resumed after step {cursor.step} of {total}.")
     before = cursor.seconds
-    batches = () if ended else work.loader.batches(cursor.step, total)
+    loaded = closing(work.loader.batches(total if ended else cursor.step, total))
     schedule = work.schedule if guard is None else guard.lowered(work.schedule)
-    with StopRequest() as stop:
+    with loaded as batches, StopRequest() as stop:
         for tick in steps(
             learner,
             batches,
@@ -258,8 +280,10 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> boo
             seconds = before + tick.seconds
             cursor = replace(cursor, step=step, seconds=seconds, scaler=runtime.scaler_state())
             if runtime.is_main and work.logs(step):
-                run.log(_row(tick))
+                run.log(finite(tick._asdict()))
                 run.update_status(step=step, seconds=seconds)
+            if work.watch is not None and work.diagnoses(step):
+                run.log({"step": step, "diagnosis": work.watch.look(learner)})
             if work.validates(step):
                 cursor = _judge(cursor, work.validate(), run if runtime.is_main else None)
             asked = runtime.total(stop.number is not None) > 0
@@ -315,14 +339,6 @@ def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cur
     if cursor.best_value is not None and value <= cursor.best_value:
         return cursor
     return replace(cursor, best_step=cursor.step, best_value=value)
-
-
-def _row(tick: Tick) -> dict[str, object]:
-    """Return a tick as the log holds it; JSON has no number for what is not finite."""
-    stats = {
-        name: value if math.isfinite(value) else None for name, value in (tick.stats or {}).items()
-    }
-    return {**tick._asdict(), "stats": stats}
 
 
 def _sizes(learner: nn.Module) -> dict[str, int]:

@@ -197,8 +197,8 @@ def _own(empty: Suite, root: Path | None) -> Suite:
     found, inside = _test_of(empty.name, root)
     if found.captioned:
         raise DataError(
-            f"{root} has captions, no labels, so there are no classes to score; suite {empty.name} "
-            "needs a column of labels. Suite retrieval scores captions."
+            f"{root} has captions, no labels, so there are no classes to score; suite "
+            f"{empty.name} needs a column of labels. Suite retrieval scores captions."
         )
     shifted = [name for name in found.splits if name.startswith(SHIFTED)]
     return replace(

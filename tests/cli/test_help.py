@@ -29,6 +29,7 @@ VERBS = (
     "ablate",
     "profile",
     "theory",
+    "diagnose",
 )
 
 LIGHT = (
@@ -44,6 +45,7 @@ LIGHT = (
     ("ablate", "--help"),
     ("profile", "--help"),
     ("theory", "--help"),
+    ("diagnose", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
+from .cached_views import embed_views, require_fixed, reuse
 from .data.datasets import Dataset, is_of_sentences
 from .data.loading import Loader, alive_workers
 from .diagnosis.watching import Watch, watch
@@ -86,10 +87,13 @@ def train(
         say = _ignore
     try:
         work = Work.prepare(recipe, runtime)
+        cached = embed_views(work.learner, work.loader, recipe.data.views, work.total, runtime, say)
         said = work.begin_guard(run)
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
+        if cached is not None and runtime.is_main:
+            cached.tell(run)
         if said is not None and work.guard is not None:
             if runtime.is_main:
                 run.update_status(guard=work.guard.record)
@@ -101,6 +105,7 @@ def train(
                 runtime.wait()
                 del work  # its memory is needed
                 work = Work.prepare(recipe, runtime)
+                reuse(cached, work.loader)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -152,6 +157,7 @@ class Work:
             rank=runtime.rank,
             world_size=runtime.world_size,
             cut=sentences,
+            views=data.views,
         )
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
@@ -163,6 +169,7 @@ class Work:
             lambda: all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
+        require_fixed(learner, data.views)
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)

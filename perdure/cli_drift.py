@@ -36,7 +36,7 @@ def drift(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Show what changed for your own pictures, and which searches broke.
+    """Show which searches of your pictures broke.
 
     Compares features, nearest neighbours and text-to-image search of two models. With captions a
     search is right if it finds the picture described; with --queries, the picture that came first

@@ -98,7 +98,11 @@ def train(
         return
     for run in runs:
         status = run.status()
-        emit(f"Finished {run.path} ({status.get('seconds', 0):.0f} s of training)")
+        cached = status.get("views") and (
+            f"; {status['views']} cached views of each image, embedded in "
+            f"{status['view_seconds']:.1f} s"
+        )
+        emit(f"Finished {run.path} ({status.get('seconds', 0):.0f} s of training{cached or ''})")
         if did := told(status.get("guard") or {}):
             emit(f"{did}; what is delivered is step {status['delivered_step']}")
     data = plans[0][1].data
@@ -108,8 +112,9 @@ def train(
 def _about(run: Run) -> dict[str, Any]:
     status = run.status()
     kept = {key: status.get(key) for key in ("state", "step", "seconds", "trainable", "parameters")}
-    guard = {"guard": status["guard"]} if "guard" in status else {}
-    return {"path": str(run.path), "seed": run.recipe().seed, **kept, **guard}
+    kept |= {key: status[key] for key in ("views", "view_bytes", "view_seconds") if key in status}
+    kept |= {"guard": status["guard"]} if "guard" in status else {}
+    return {"path": str(run.path), "seed": run.recipe().seed, **kept}
 
 
 def evaluate(
@@ -218,7 +223,7 @@ def evaluate(
         for one, (document, lines) in zip(found, parts, strict=True):
             documents.append(document)
             if runtime.is_main and not json:
-                emit(f"{one.name} on {suite}\n{lines}\n")
+                emit(f"{_titled(one)} on {suite}\n{lines}\n")
     except (KeyboardInterrupt, SystemExit):
         if runtime.is_main and ensemble is None and any(one.run for one in found):
             say("Stopped. Finished splits of runs are kept: the same command goes on from there.")
@@ -227,6 +232,12 @@ def evaluate(
         runtime.close()
     if runtime.is_main and json:
         emit_json(documents[0] if len(documents) == 1 else documents)
+
+
+def _titled(subject: Subject) -> str:
+    """Return the name of a subject, and what was special about its training data."""
+    views = subject.conditions().get("cached_views")
+    return subject.name + (f" ({' and '.join(map(str, views))} cached views)" if views else "")
 
 
 def _score(

@@ -5,6 +5,7 @@ No metric is averaged over batches.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from .prediction import predict as predict
 from .predictor import Predictor
 from .records import HARMONIC, summary
 from .runtime import Runtime
-from .subjects import Subject, find
+from .subjects import Subject, find, trained_on
 from .tasks import Judged, Outcomes, open_exams, short_hash
 from .tasks.classify import measure as measure
 
@@ -131,6 +132,7 @@ def evaluate(
         found, predictor = Subject("predictor"), subject
     else:
         found = find(subject)
+        warn_of_training(found, suite)
         predictor = found.predictor()
     how = How(root=root, limit=limit, batch_size=batch_size, runtime=runtime, progress=progress)
     kept = kept_of(found, suite, how, temperature=temperature)
@@ -159,7 +161,7 @@ def kept_of(subject: Subject, suite: Suite, how: How, *, temperature: bool) -> K
 def conditions_of(subject: Subject, kept: Kept | None) -> dict[str, Any]:
     """Return what scores say of their subject."""
     stamp = {} if kept is None else {"stamp": kept.stamp}
-    return {"subject": subject.name, "seed": subject.seed(), **stamp}
+    return {**subject.conditions(), **stamp}
 
 
 def write_whole(scores: Scores, kept: Kept) -> None:
@@ -167,6 +169,23 @@ def write_whole(scores: Scores, kept: Kept) -> None:
     if kept.write:
         scores.write(kept.run / "scores")
         kept.clear()
+
+
+def warn_of_training(subject: Subject, suite: Suite) -> None:
+    """Warn where a suite counts as never trained on what a run was trained on."""
+    targets = {
+        split.dataset
+        for split in suite.splits
+        if split.role == "target" and split.task == "classify" and split.dataset != "emojishift"
+    }
+    data = trained_on(subject) if targets else None
+    if data is not None and data.name in targets:
+        warnings.warn(
+            f"{subject.name} was trained on {data.name}, which suite {suite.name} counts among the "
+            f"tasks never trained on, also in its mean; score suite forgetting-{data.name}, which "
+            "leaves it out.",
+            stacklevel=2,
+        )
 
 
 def evaluate_points(

@@ -8,7 +8,8 @@ from typing import Any
 from .data.suites import SUITES
 from .groups import Group
 from .guard_spec import splits_of
-from .records import Record, origin_of
+from .identities import origin_of
+from .records import Record
 
 
 def notes_on(groups: Sequence[Group]) -> tuple[str, ...]:

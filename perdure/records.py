@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +14,8 @@ from numpy.typing import NDArray
 from .documents import parse_yaml
 from .errors import RecipeError, RunError, nearest
 from .files import read_json
-from .recipe import ASIDE, HOW
+from .identities import cached_views, identity, origin_of
+from .identities import key_of as key_of
 from .rundir import is_run, require_readable, runs_in
 from .words import HARMONIC as HARMONIC
 from .words import Splits as Splits
@@ -58,6 +57,10 @@ class Record:
     """Its recipe or merge document"""
     guard: Mapping[str, Any] | None = None
     """What the run's own guard saw and did"""
+    views: tuple[int, ...] = ()
+    """As `cached_views`"""
+    view_seconds: float | None = None
+    """That embedding these views took, which `seconds` does not include"""
 
     @property
     def key(self) -> str:
@@ -86,63 +89,6 @@ class Record:
             raise _damaged(path, error) from None
 
 
-def key_of(settings: Mapping[str, Any]) -> str:
-    """Return settings as canonical text."""
-    return json.dumps(settings, sort_keys=True, default=str)
-
-
-def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None, dict[str, Any]]:
-    """Return method, interpolation share, seed, and settings of a recipe or merge document."""
-    if "kind" in document:
-        inputs = [identity(origin_of(entry)) for entry in document["inputs"]]
-        seeds = {seed for _, _, seed, _ in inputs if seed is not None}
-        methods = [method for method, _, _, _ in inputs if method != "zero-shot"]
-        kind = str(document["kind"])
-        settings: dict[str, Any] = {
-            "alpha": None,
-            "shares": None,
-            **{key: value for key, value in document.items() if key != "greedy"},
-            # A soup of three seeds is one thing, whatever the seeds: members in any order.
-            "inputs": sorted(key_of(inner) for _, _, _, inner in inputs),
-        }
-        method = kind
-        if methods and kind not in ("soup", "zero-shot", "checkpoint"):
-            method = methods[-1] if kind == "wise-ft" else f"{methods[-1]} + {kind}"
-        alpha = document.get("alpha") if kind == "wise-ft" else None
-        return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
-    if "method" in document:
-        flat = _flatten({key: part for key, part in document.items() if key not in ASIDE})
-        for key in ("seed", *(f"run.{name}" for name in HOW)):
-            flat.pop(key, None)
-        seed = document.get("seed")
-        return str(document["method"]["name"]), None, seed, flat
-    named = str(document.get("model"))  # as the documents of untouched models have it
-    foreign = "@" in named and not named.startswith("hf-hub:")
-    return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
-
-
-def origin_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the document that an input of a merge came from."""
-    for word in ("recipe", "merge"):
-        if entry.get(word):
-            found: Mapping[str, Any] = entry[word]
-            return found
-    return {"model": entry.get("model") or entry.get("subject")}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as dotted keys; the seed in the name of a run directory is removed."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        elif isinstance(value, str):
-            flat[prefix + key] = re.sub(r"seed-\d+", "seed-*", value)
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def read(path: Path, suite: str | None = None) -> Record:
     """Read one run directory.
 
@@ -154,9 +100,7 @@ def read(path: Path, suite: str | None = None) -> Record:
         RunError: If the directory is no run, was not evaluated, or was evaluated on several suites.
     """
     origin = document(path)
-    found = sorted(
-        file.stem for file in (path / "scores").glob("*.json") if not file.stem.endswith(".sweep")
-    )
+    found = suites_of(path)
     if not found:
         raise RunError(f"{path} has no scores. Evaluate it first: perdure eval {path} --suite ...")
     if suite is None:
@@ -174,6 +118,12 @@ def read(path: Path, suite: str | None = None) -> Record:
         return _record(path, suite, origin)
     except _MALFORMED as error:
         raise _damaged(path, error) from None
+
+
+def suites_of(path: Path) -> list[str]:
+    """Return the suites that a run directory has scores on, sorted."""
+    files = (path / "scores").glob("*.json")
+    return sorted(file.stem for file in files if not file.stem.endswith(".sweep"))
 
 
 def _strength(file: Path) -> float | None:
@@ -223,6 +173,8 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         seconds=status.get("seconds"),
         origin=origin,
         guard=status.get("guard"),
+        views=cached_views(origin),
+        view_seconds=status.get("view_seconds"),
     )
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .comparison import (
+    Reading,
     above_curve,
     at_equal_id,
     over_seeds,
@@ -148,7 +149,15 @@ def _row(one: Group, start: Record | None) -> Row:
         values=averages,
         trainable=first.trainable,
         seconds=over_seeds([record.seconds for record in one.records]),
+        views=first.views,
+        view_seconds=_embedding(one),
     )
+
+
+def _embedding(one: Group) -> Reading | None:
+    """Average the seconds that embedding views took, where that was done."""
+    seconds = [record.view_seconds for record in one.records]
+    return over_seeds(seconds) if any(each is not None for each in seconds) else None
 
 
 def _pairs(groups: Sequence[Group], against: str | None) -> tuple[Pair, ...]:

@@ -15,6 +15,7 @@ from .evaluation import (
     conditions_of,
     evaluate_points,
     kept_of,
+    warn_of_training,
     write_whole,
 )
 from .kept import Kept, read_whole
@@ -86,6 +87,7 @@ def evaluate_all(
     found: dict[int, Scores] = {}
     places: dict[int, Kept] = {}
     for number, subject in enumerate(subjects):
+        warn_of_training(subject, suite)
         if subject.run is not None:
             Run(subject.run).require_finished()
         place = kept_of(subject, suite, how, temperature=temperature)

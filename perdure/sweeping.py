@@ -9,7 +9,7 @@ from pathlib import Path
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
-from .evaluation import Scores, evaluate_points
+from .evaluation import Scores, evaluate_points, warn_of_training
 from .files import read_json, write_json
 from .kept import Kept, stamp_of
 from .merging import wise_ft
@@ -168,6 +168,7 @@ def sweep_run(
     suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
     how = how or How()
     subject = find(run)
+    warn_of_training(subject, suite)
     start = zero_shot_of(subject)
     assert subject.run is not None
     tuned = Run(subject.run).predictor()

@@ -29,18 +29,19 @@ ROWS = [
     "classifying",
     "path_loss repairing endpoints",
     "regions",
-    "adapters peft_format compression foreign",
+    "adapters peft_format compression foreign_contexts foreign_modules foreign",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",
     "data.tables data.class_names data.folders data.layout data.own data.protocols",
-    "data.segmented data.scene_regions",
+    "data.segmented data.scene_regions data.masks data.proposals",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shard_index data.shards",
     "data.hf_files data.hf_columns data.hf_datasets data.hf_pictures",
+    "data.labelled data.region_pairs",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
     "data.caption_tokens data.loading",
-    "data.paired data.questions data.emoji_questions",
+    "data.paired data.questions data.vqa data.emoji_questions",
     "data.transfer data.shifts data.uses data.suites data.survey data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",
@@ -48,7 +49,7 @@ ROWS = [
     "methods.coop methods.kgcoop",
     "methods.mergetune",
     "guard_spec faults",
-    "recipe optim runtime states run comparison words records prediction subjects",
+    "recipe optim runtime states run comparison identities words records prediction subjects",
     "embedding",
     "tasks tasks.classify",
     "tasks.retrieve tasks.answer",
@@ -57,7 +58,7 @@ ROWS = [
     "diagnosis diagnosis.layers diagnosis.span diagnosis.update diagnosis.similarity",
     "diagnosis.drift diagnosis.pairs diagnosis.watching",
     "kept",
-    "loop evaluation guard training",
+    "loop cached_views evaluation guard training",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",
@@ -70,8 +71,9 @@ ROWS = [
     "theory.phase theory",
     "preflight profiling calibration predicting exporting doctor",
     "diagnosis.answers diagnosis.diagnose",
-    "groups notes tables reporting ablate figures",
+    "groups notes tables averaging reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
+    "drift cli_drift",
     "theory_report theory_figures cli_theory",
     "cli_alpha",
     "diagnosis.pictures diagnosis.telling cli_diagnose",
@@ -80,7 +82,8 @@ ROWS = [
 ORDER = [name for row in ROWS for name in row.split()]
 
 LIGHT = (
-    "data.suites", "data.transfer", "errors", "method", "metrics", "tasks", "reporting", "cli"
+    "data.suites", "data.transfer", "errors", "method", "metrics", "tasks", "reporting", "cli",
+    "averaging",
 )  # fmt: skip
 """Modules that help, version and lists need; they must not import torch."""
 

@@ -19,8 +19,9 @@ from perdure.errors import DataError, RecipeError, TaskError
 from perdure.evaluation import evaluate
 from perdure.guard import Guard, Look
 from perdure.guard_spec import WORDS, GuardSpec, less_is_better, splits_of, words_of
+from perdure.identities import identity
 from perdure.recipe import Recipe, differences, dump_recipe, parse_recipe, plain
-from perdure.records import identity, summary
+from perdure.records import summary
 from perdure.run import Run
 from perdure.runtime import Runtime
 from perdure.signals import Interrupted

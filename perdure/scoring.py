@@ -87,6 +87,7 @@ def evaluate_all(
     found: dict[int, Scores] = {}
     places: dict[int, Kept] = {}
     for number, subject in enumerate(subjects):
+        warn_of_training(subject, suite)
         if subject.run is not None:
             Run(subject.run).require_finished()
         warn_of_training(subject, suite)

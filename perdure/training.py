@@ -35,7 +35,6 @@ from .recipe import Recipe
 from .run import Run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
-from .states import Cursor
 
 Progress = Callable[[Tick, int], None]
 """Called after every step with the number of all steps."""
@@ -283,7 +282,10 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> boo
             if work.watch is not None and work.diagnoses(step):
                 run.log({"step": step, "diagnosis": work.watch.look(learner)})
             if work.validates(step):
-                cursor = _judge(cursor, work.validate(), run if runtime.is_main else None)
+                accuracies = work.validate()
+                cursor = cursor.judged(accuracies)
+                if runtime.is_main:
+                    run.log({"step": step, "validation": accuracies})
             asked = runtime.total(stop.number is not None) > 0
             if guard is not None and work.looks(step):
                 look = guard.look(learner.export())
@@ -327,16 +329,6 @@ def _interrupt(run: Run, stop: StopRequest, step: int, seconds: float, *, write:
     if write:
         run.update_status(state="stopped", step=step, seconds=seconds)
     raise Interrupted(stop.number or signal.SIGTERM, step, run.path)
-
-
-def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cursor:
-    """Log a validation and remember it if it is the best; a draw goes to the earlier one."""
-    if run is not None:
-        run.log({"step": cursor.step, "validation": accuracies})
-    value = float(np.mean(list(accuracies.values())))
-    if cursor.best_value is not None and value <= cursor.best_value:
-        return cursor
-    return replace(cursor, best_step=cursor.step, best_value=value)
 
 
 def _sizes(learner: nn.Module) -> dict[str, int]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
-from .cached_views import embed_views, require_fixed, reuse
+from .cached_views import embed_views, require_fixed, reuse, tell
 from .data.datasets import Dataset, is_of_sentences
 from .data.loading import Loader, alive_workers
 from .diagnosis.watching import Watch, watch
@@ -91,8 +91,7 @@ def train(
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
-        if cached is not None and runtime.is_main:
-            cached.tell(run)
+        tell(cached, run, runtime)
         if said is not None and work.guard is not None:
             if runtime.is_main:
                 run.update_status(guard=work.guard.record)
@@ -172,8 +171,7 @@ class Work:
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
-        splits = recipe.validate.splits
-        validation = {name: open_validated(data, name, recipe.seed) for name in splits}
+        validation = {n: open_validated(data, n, recipe.seed) for n in recipe.validate.splits}
         guard = Guard.of(recipe, runtime)
         watching = None
         if recipe.diagnose is not None and runtime.is_main:

@@ -202,8 +202,9 @@ def show(
 def _about_run(path: Path) -> list[str]:
     """Return what a run is, how far it is, and what its guard saw and did; imports no torch."""
     from .files import read_json
+    from .identities import identity
     from .notes import told
-    from .records import document, identity
+    from .records import document
 
     origin, file = document(path), path / "status.json"
     status = read_json(file) if file.is_file() else {}

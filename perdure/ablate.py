@@ -100,8 +100,10 @@ def carriers(recipes: Mapping[str, Recipe]) -> dict[str, str | None]:
             raise RecipeError(
                 f"{twins[0]} and {twins[1]} of the grid are the same run; name every value once."
             )
-        free = FREE.get(method["name"], ())
-        bare = BARE.get(method["name"], {})
+        # A guard looks at what would be delivered, so then nothing is free of training.
+        alone = recipes[name].guard is not None
+        free = () if alone else FREE.get(method["name"], ())
+        bare = {} if alone else BARE.get(method["name"], {})
         small = [key for key, value in bare.items() if method.get(key) == value]
         fuller = [
             one

@@ -46,9 +46,11 @@ class Embedded:
     features: Tensor = field(repr=False)
     """(used x images, D), unit rows, as `Loader.take_features` wants them"""
 
-    def tell(self, run: Run) -> None:
-        """Say in the status and the log of a run what was done."""
-        about = {"views": self.views, "view_bytes": self.size, "view_seconds": self.seconds}
+
+def tell(made: Embedded | None, run: Run, runtime: Runtime) -> None:
+    """Say in the status and the log of a run what was done, if anything, by the main process."""
+    if made is not None and runtime.is_main:
+        about = {"views": made.views, "view_bytes": made.size, "view_seconds": made.seconds}
         run.update_status(**about)
         run.log({"step": 0, **about})
 

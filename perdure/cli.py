@@ -190,9 +190,11 @@ app.command(
     "list",
     epilog=_examples("perdure list recipes", "perdure list methods --json"),
 )(cli_show.list_names)
-app.command(epilog=_examples("perdure show emojishift", "perdure show emojishift --out world.png"))(
-    cli_show.show
-)
+app.command(
+    epilog=_examples(
+        "perdure show emojishift", "perdure show emojishift --out world.png", "perdure show runs/ft"
+    )
+)(cli_show.show)
 app.command(
     epilog=_examples(
         "perdure predict runs/mine holiday/ --classes names.txt --out holiday.csv",

@@ -169,12 +169,22 @@ def _known(what: str) -> list[tuple[str, str]]:
 
 
 def show(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A name of `perdure list suites`.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE|RUN", help="A name of `perdure list suites`, or a run.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="PNG", help="Picture; SUITE.png by default.")
     ] = None,
 ) -> None:
-    """Write a picture sheet of a suite's data."""
+    """Write a picture sheet of a suite's data, or say how a run stands."""
+    from .rundir import is_run
+
+    if is_run(Path(suite)):
+        if out is not None:
+            message = f"{suite} is a run, of which there is no picture."
+            raise typer.BadParameter(message, param_hint="--out")
+        emit("\n".join(_about_run(Path(suite))))
+        return
     from .data.suites import suite as find_suite
 
     found = find_suite(suite)
@@ -187,3 +197,40 @@ def show(
     from .data.emojishift import picture_sheet
 
     emit(f"Wrote {picture_sheet(out or Path(f'{suite}.png'))}")
+
+
+def _about_run(path: Path) -> list[str]:
+    """Return what a run is, how far it is, and what its guard saw and did; imports no torch."""
+    from .files import read_json
+    from .identities import identity
+    from .notes import told
+    from .records import document
+
+    origin, file = document(path), path / "status.json"
+    status = read_json(file) if file.is_file() else {}
+    method, alpha, seed, _ = identity(origin)
+    data = origin.get("data") or {}
+    parts = [method]
+    parts += [f"on {data['name']}"] if "name" in data else []
+    parts += [] if alpha is None else [f"alpha {alpha:g}"]
+    parts += [] if seed is None else [f"seed {seed}"]
+    lines = [f"{path}: {', '.join(parts)}"]
+    if "step" in status:
+        delivered = status.get("delivered_step")
+        end = "" if delivered is None else f", delivered step {delivered}"
+        lines.append(
+            f"{status.get('state')}: step {status['step']} of {status.get('total_steps', '?')}{end}"
+        )
+    if status.get("best_step") is not None:
+        lines.append(f"validation: {percent(status['best_value'])} at step {status['best_step']}")
+    guard = status.get("guard")
+    if guard:
+        kind = "test images" if not guard["for_choosing"] else "images for choosing"
+        lines.append(
+            f"guard: {guard['metric']} of {guard['suite']} ({guard['images']:,} {kind}), "
+            f"{guard['start']:.3f} before training, bound {guard['bound']:.3f}"
+        )
+        lines.append(told(guard) or "the guard has not acted")
+    scored = sorted(one.name.removesuffix(".json") for one in (path / "scores").glob("*.json"))
+    lines.append(f"scores: {', '.join(scored) or 'none'}")
+    return lines

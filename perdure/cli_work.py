@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +70,7 @@ def train(
             for seed in numbers(seeds, int, "--seeds")
         ]
     # Only now, because it imports torch: a wrong recipe has been answered already.
+    from .notes import told
     from .run import Run
     from .runtime import Runtime
     from .training import train as carry_out
@@ -102,6 +103,8 @@ def train(
             f"{status['view_seconds']:.1f} s"
         )
         emit(f"Finished {run.path} ({status.get('seconds', 0):.0f} s of training{cached or ''})")
+        if did := told(status.get("guard") or {}):
+            emit(f"{did}; what is delivered is step {status['delivered_step']}")
     data = plans[0][1].data
     emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
@@ -109,7 +112,11 @@ def train(
 def _about(run: Run) -> dict[str, Any]:
     status = run.status()
     kept = {key: status.get(key) for key in ("state", "step", "seconds", "trainable", "parameters")}
-    kept |= {key: status[key] for key in ("views", "view_bytes", "view_seconds") if key in status}
+    kept |= {
+        key: status[key]
+        for key in ("views", "view_bytes", "view_seconds", "guard")
+        if key in status
+    }
     return {"path": str(run.path), "seed": run.recipe().seed, **kept}
 
 
@@ -155,16 +162,20 @@ def evaluate(
         int | None,
         typer.Option("--neighbours", metavar="K", help="Nearest failure, 1 (ensemble vrf)."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also score anew what is scored already.")
+    ] = False,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Score runs or models on a suite.
 
-    A run keeps its scores in RUN/scores. A directory of runs stands for its runs. JSON is one
-    object for one subject, a list for more. An ensemble mixes probabilities: `mean` the same for
-    all images, `vrf` (zero-shot, then tuned) by each image's distance to training images on which
-    zero-shot fails.
+    A run keeps its scores in RUN/scores, and is not scored again while neither it nor what is
+    scored changes; a command that was stopped goes on where it was. A directory of runs stands for
+    its runs. JSON is one object for one subject, a list for more. An ensemble mixes probabilities:
+    `mean` the same for all images, `vrf` (zero-shot, then tuned) by each image's distance to
+    training images on which zero-shot fails.
     """
     from .data.suites import suite as find_suite
 
@@ -207,11 +218,19 @@ def evaluate(
                 keep("zero-shot", found, out)
             runtime.wait()
             found = [find(out)]
-        for one in found:
-            document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
+        parts: Iterable[tuple[dict[str, Any], str]]
+        if sweep:
+            parts = (_sweep(one, chosen, how, again=again) for one in found)
+        else:
+            parts = _score(found, chosen, how, temperature=temperature, again=again)
+        for one, (document, lines) in zip(found, parts, strict=True):
             documents.append(document)
             if runtime.is_main and not json:
                 emit(f"{_titled(one)} on {suite}\n{lines}\n")
+    except (KeyboardInterrupt, SystemExit):
+        if runtime.is_main and ensemble is None and any(one.run for one in found):
+            say("Stopped. Finished splits of runs are kept: the same command goes on from there.")
+        raise
     finally:
         runtime.close()
     if runtime.is_main and json:
@@ -225,37 +244,52 @@ def _titled(subject: Subject) -> str:
 
 
 def _score(
-    subject: Subject, suite: Any, how: How, *, sweep: bool, temperature: bool
-) -> tuple[dict[str, Any], str]:
-    """Score one subject; return its JSON document and its table."""
+    subjects: Sequence[Subject], suite: Any, how: How, *, temperature: bool, again: bool
+) -> list[tuple[dict[str, Any], str]]:
+    """Score subjects in as few passes over the images as possible; return JSON and tables."""
     from dataclasses import replace
 
-    from .evaluation import evaluate as score
+    from .evaluation import images_in
+    from .scoring import evaluate_all
+
+    if not subjects:
+        return []
+    images = images_in(suite, how, temperature=temperature)
+    names = subjects[0].name + (f" and {len(subjects) - 1} more" if len(subjects) > 1 else "")
+    with meter(images * len(subjects)) as shown:
+
+        def count(scored: int) -> None:
+            shown.describe(f"{names}: scoring")
+            shown.advance(scored)
+
+        how = replace(how, progress=count)
+        found = evaluate_all(
+            subjects,
+            suite,
+            how,
+            temperature=temperature,
+            again=again,
+            say=say if is_main() else None,
+        )
+    return [(scores.to_dict(), _score_table(scores)) for scores in found]
+
+
+def _sweep(subject: Subject, suite: Any, how: How, *, again: bool) -> tuple[dict[str, Any], str]:
+    """Score the line of weights to one subject; return its JSON document and its table."""
+    from dataclasses import replace
+
     from .evaluation import images_in
     from .sweeping import ALPHAS, sweep_run
 
-    images = images_in(suite, how, temperature=temperature)
-    with meter(images * (len(ALPHAS) if sweep else 1)) as shown:
+    with meter(images_in(suite, how) * len(ALPHAS)) as shown:
 
         def count(scored: int) -> None:
             shown.describe(f"{subject.name}: scoring")
             shown.advance(scored)
 
-        how = replace(how, progress=count)
-        if sweep:
-            line = sweep_run(subject, suite, how=how)
-            points = [{"alpha": alpha, "splits": one.splits} for alpha, one in line.items()]
-            return {**line[1.0].to_dict(), "sweep": points}, _sweep_table(line)
-        scores = score(
-            subject,
-            suite,
-            temperature=temperature,
-            root=how.root,
-            limit=how.limit,
-            runtime=how.runtime,
-            progress=how.progress,
-        )
-    return scores.to_dict(), _score_table(scores)
+        line = sweep_run(subject, suite, how=replace(how, progress=count), again=again)
+    points = [{"alpha": alpha, "splits": one.splits} for alpha, one in line.items()]
+    return {**line[1.0].to_dict(), "sweep": points}, _sweep_table(line)
 
 
 def _score_table(scores: Scores) -> str:

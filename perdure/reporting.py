@@ -34,6 +34,7 @@ from .comparison import (
 from .errors import RunError
 from .groups import Family, Group, check_comparable, families, group, zero_shot
 from .metrics import harmonic_of_means
+from .notes import notes_on
 from .records import HARMONIC, Record, expand, hint, main_value, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
 from .tasks import TASKS
@@ -103,6 +104,7 @@ def compare(
             for target in at_id
         ),
         above=() if against is None else _above(groups, drawn, against),
+        notes=notes_on(groups),
         metrics={
             name: str(entry.get("metric", "accuracy")) for name, entry in records[0].splits.items()
         },

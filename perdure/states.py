@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ class Cursor:
     """Last step at which the guard found nothing; 0 before the first look"""
     scaler: dict[str, Any] = field(default_factory=dict)
     """Loss scale of fp16"""
+
+    def judged(self, accuracies: Mapping[str, float]) -> Cursor:
+        """Remember a validation if it is the best; a draw goes to the earlier one."""
+        value = sum(accuracies.values()) / len(accuracies)
+        if self.best_value is not None and value <= self.best_value:
+            return self
+        return replace(self, best_step=self.step, best_value=value)
 
 
 def save_state(folder: Path, cursor: Cursor, learner: nn.Module, optimizer: Optimizer) -> Path:

@@ -83,6 +83,8 @@ class Report:
     pairs: tuple[Pair, ...] = ()
     equal: tuple[Equal, ...] = ()
     above: tuple[Above, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What must be known of some rows"""
     metrics: Mapping[str, str] = field(default_factory=dict)
     """Split to its main metric, whose values the rows and pairs have"""
     counted: str = "images"
@@ -132,6 +134,8 @@ class Report:
             ),
         ]
         sections += [_views_of(row) for row in self.rows if row.views]
+        if self.notes:
+            sections.append("\n".join(f"- {note}" for note in self.notes))
         if self.pairs:
             sections += [
                 "## Differences\n\nFirst minus second in points, with the 95 % interval of a "
@@ -201,6 +205,8 @@ class Report:
         }
         for name in ("rows", "pairs", "equal", "above"):
             document[name] = [_plain(one) for one in getattr(self, name)]
+        if self.notes:
+            document["notes"] = list(self.notes)
         return json.dumps(document, indent=2)
 
 

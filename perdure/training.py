@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
-from .cached_views import embed_views, require_fixed, reuse
+from .cached_views import embed_views, require_fixed, reuse, tell
 from .data.datasets import Dataset, is_of_sentences
 from .data.loading import Loader, alive_workers
 from .diagnosis.watching import Watch, watch
@@ -35,7 +35,6 @@ from .recipe import Recipe
 from .run import Run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
-from .states import Cursor
 
 Progress = Callable[[Tick, int], None]
 """Called after every step with the number of all steps."""
@@ -92,8 +91,7 @@ def train(
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
-        if cached is not None and runtime.is_main:
-            cached.tell(run)
+        tell(cached, run, runtime)
         if said is not None and work.guard is not None:
             if runtime.is_main:
                 run.update_status(guard=work.guard.record)
@@ -173,8 +171,7 @@ class Work:
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
-        splits = recipe.validate.splits
-        validation = {name: open_validated(data, name, recipe.seed) for name in splits}
+        validation = {n: open_validated(data, n, recipe.seed) for n in recipe.validate.splits}
         guard = Guard.of(recipe, runtime)
         watching = None
         if recipe.diagnose is not None and runtime.is_main:
@@ -285,7 +282,10 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> boo
             if work.watch is not None and work.diagnoses(step):
                 run.log({"step": step, "diagnosis": work.watch.look(learner)})
             if work.validates(step):
-                cursor = _judge(cursor, work.validate(), run if runtime.is_main else None)
+                accuracies = work.validate()
+                cursor = cursor.judged(accuracies)
+                if runtime.is_main:
+                    run.log({"step": step, "validation": accuracies})
             asked = runtime.total(stop.number is not None) > 0
             if guard is not None and work.looks(step):
                 look = guard.look(learner.export())
@@ -329,16 +329,6 @@ def _interrupt(run: Run, stop: StopRequest, step: int, seconds: float, *, write:
     if write:
         run.update_status(state="stopped", step=step, seconds=seconds)
     raise Interrupted(stop.number or signal.SIGTERM, step, run.path)
-
-
-def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cursor:
-    """Log a validation and remember it if it is the best; a draw goes to the earlier one."""
-    if run is not None:
-        run.log({"step": cursor.step, "validation": accuracies})
-    value = float(np.mean(list(accuracies.values())))
-    if cursor.best_value is not None and value <= cursor.best_value:
-        return cursor
-    return replace(cursor, best_step=cursor.step, best_value=value)
 
 
 def _sizes(learner: nn.Module) -> dict[str, int]:

@@ -173,7 +173,7 @@ def test_bad_input_is_named(shop: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for place in (damaged, tmp_path / "nowhere", tmp_path):
         code, _, err = run(capsys, *start, str(place), "--queries", str(shop / "searches.txt"))
         assert code == 2
-        assert err.startswith("Error: ")
+        assert err.startswith("Error:")
         assert "Traceback" not in err
     options = ("--queries", "a.txt", "--captions", "b.csv")
     code, _, err = run(capsys, *start, str(pictures), *options)

@@ -11,7 +11,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_data, cli_merge, cli_paths, cli_show, cli_study, cli_tools, cli_work, processes
+from . import (
+    cli_data,
+    cli_merge,
+    cli_paths,
+    cli_segment,
+    cli_show,
+    cli_study,
+    cli_tools,
+    cli_work,
+    processes,
+)
 from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
@@ -139,6 +149,7 @@ app.command(
         "perdure eval perdure-tiny --suite emojishift --out runs/zero-shot",
         "perdure eval perdure-tiny runs/flyp --ensemble mean --shares 1,3",
         "perdure eval perdure-tiny runs/flyp --ensemble vrf",
+        "perdure eval runs/regions --suite segmentation --data DIRECTORY",
     ),
 )(cli_work.evaluate)
 app.command(
@@ -194,6 +205,12 @@ app.command(
         "perdure export runs/lora --to peft --out lora-peft",
     )
 )(cli_tools.export)
+app.command(
+    epilog=_examples(
+        "perdure propose models/sam VOCdevkit/VOC2012/JPEGImages --out proposals/pas20",
+        "perdure propose facebook/sam-vit-base pictures/ --out proposals --download",
+    )
+)(cli_segment.propose)
 app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)
 app.command(
     epilog=_examples(

@@ -59,9 +59,10 @@ ROWS = [
     "theory.arrays theory.linear theory.solutions theory.teachers theory.horizon",
     "theory.advice theory.published theory",
     "preflight profiling calibration predicting exporting doctor",
+    "proposing",
     "groups tables reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
-    "cli_show cli_tools cli_work cli_study cli __main__",
+    "cli_segment cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

@@ -17,9 +17,10 @@ from .evaluation import Scores, evaluate
 from .files import read_json, write_text
 from .grids import BARE, FREE, Axis, Cell, cells
 from .groups import Group
+from .identities import identity, key_of
 from .prediction import How, open_suite
 from .recipe import Recipe, load_recipe, plain
-from .records import Record, Splits, identity, key_of
+from .records import Record, Splits
 from .reporting import compare
 from .run import Run
 from .runtime import Runtime

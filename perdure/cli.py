@@ -12,12 +12,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from . import (
+    cli_alpha,
     cli_data,
+    cli_diagnose,
+    cli_drift,
     cli_merge,
     cli_paths,
     cli_segment,
     cli_show,
     cli_study,
+    cli_theory,
     cli_tools,
     cli_work,
     processes,
@@ -172,9 +176,16 @@ app.command(
 )(cli_paths.path)
 app.command(
     epilog=_examples(
+        "perdure drift perdure-tiny runs/flyp --images products/ --captions products.csv",
+        "perdure drift ViT-B-32/openai runs/mine --images photos/ --queries searches.txt --json",
+    )
+)(cli_drift.drift)
+app.command(
+    epilog=_examples(
         "perdure report runs/*",
         "perdure report runs/zero-shot runs/flyp runs/tracer --against flyp --at-id 65,70,75",
         "perdure report runs/* --format csv > table.csv",
+        "perdure report runs/coop runs/kgcoop --average",
     )
 )(cli_show.report)
 app.command(
@@ -218,7 +229,7 @@ app.command(
         "perdure alpha runs/flyp --method leave_concepts_out --splits 3 --out runs/flyp-merged",
         "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
     )
-)(cli_study.alpha)
+)(cli_alpha.alpha)
 app.command(
     epilog=_examples(
         "perdure ablate emojishift/tracer --grid method.beta=0.5,1 --seeds 0,1,2 --out runs/beta",
@@ -232,6 +243,20 @@ app.command(
         "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
     )
 )(cli_study.profile)
+app.command(
+    epilog=_examples(
+        "perdure theory --steps 2000",
+        "perdure theory --steps 2000 --every 10 --strength 0.9 --json",
+        "perdure theory --compare --out theory-pictures",
+    )
+)(cli_theory.theory)
+app.command(
+    epilog=_examples(
+        "perdure diagnose runs/ft",
+        "perdure diagnose runs/ft --suite emojishift --images 128 --limit 400 --json",
+        "perdure diagnose runs/soup --against perdure-tiny --out soup-diagnosis",
+    )
+)(cli_diagnose.diagnose)
 app.add_typer(
     cli_data.app,
     name="data",

@@ -88,6 +88,10 @@ def report(
         str | None,
         typer.Option("--against", metavar="ROW", help="Row to compare with; all pairs without."),
     ] = None,
+    average: Annotated[
+        bool,
+        typer.Option("--average", help="Average base and novel accuracy over data sets."),
+    ] = False,
     form: Annotated[
         str, typer.Option("--format", metavar="md|csv|json", help="How to print it.")
     ] = "md",
@@ -97,12 +101,26 @@ def report(
 
     Mean, standard deviation and number of seeds; differences paired by image, with intervals; and
     OOD accuracy at equal ID accuracy where runs were swept (perdure eval RUN --sweep) or merged
-    with their start.
+    with their start. With --average, runs of several data sets, each scored on its own suite
+    base-to-novel-DATASET, come to one row per method: the averages and both harmonic means.
     """
     forms = ("md", "csv", "json")
     if form not in forms:
         hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
         raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
+    if average:
+        if suite is not None or at_id is not None or against is not None:
+            raise typer.BadParameter(
+                "it goes with none of --suite, --at-id, --against.", param_hint="--average"
+            )
+        from .averaging import average as over_sets
+
+        means = over_sets(runs)
+        if json or form == "json":
+            emit(means.to_json())
+        else:
+            emit((means.to_csv() if form == "csv" else means.to_markdown()).rstrip("\n"))
+        return
     from .reporting import report as compare
 
     percents = [] if at_id is None else numbers(at_id, float, "--at-id")

@@ -96,7 +96,12 @@ def train(
         emit_json({"runs": [_about(run) for run in runs]})
         return
     for run in runs:
-        emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
+        status = run.status()
+        cached = status.get("views") and (
+            f"; {status['views']} cached views of each image, embedded in "
+            f"{status['view_seconds']:.1f} s"
+        )
+        emit(f"Finished {run.path} ({status.get('seconds', 0):.0f} s of training{cached or ''})")
     data = plans[0][1].data
     emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
@@ -104,6 +109,7 @@ def train(
 def _about(run: Run) -> dict[str, Any]:
     status = run.status()
     kept = {key: status.get(key) for key in ("state", "step", "seconds", "trainable", "parameters")}
+    kept |= {key: status[key] for key in ("views", "view_bytes", "view_seconds") if key in status}
     return {"path": str(run.path), "seed": run.recipe().seed, **kept}
 
 
@@ -205,11 +211,17 @@ def evaluate(
             document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
             documents.append(document)
             if runtime.is_main and not json:
-                emit(f"{one.name} on {suite}\n{lines}\n")
+                emit(f"{_titled(one)} on {suite}\n{lines}\n")
     finally:
         runtime.close()
     if runtime.is_main and json:
         emit_json(documents[0] if len(documents) == 1 else documents)
+
+
+def _titled(subject: Subject) -> str:
+    """Return the name of a subject, and what was special about its training data."""
+    views = subject.conditions().get("cached_views")
+    return subject.name + (f" ({' and '.join(map(str, views))} cached views)" if views else "")
 
 
 def _score(
@@ -255,7 +267,8 @@ def _score_table(scores: Scores) -> str:
     tables = []
     for task in dict.fromkeys(entry["task"] for entry in scores.splits.values()):
         entries = {name: one for name, one in scores.splits.items() if one["task"] == task}
-        more = dict(TASKS[task].columns)
+        known = TASKS[task].columns.items()
+        more = {header: key for header, key in known if any(key in one for one in entries.values())}
         if scaled and task == "classify":
             more["ECE scaled"] = "ece_scaled"
         names = dict.fromkeys(one["metric"].replace("_", " ") for one in entries.values())
@@ -265,7 +278,7 @@ def _score_table(scores: Scores) -> str:
             row = [name, entry["role"], str(entry["n"]), percent(main_value(entry))]
             row.append(f"{percent(low)}-{percent(high)}")
             row += [
-                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry[key])
+                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry.get(key))
                 for key in more.values()
             ]
             rows.append(row)

@@ -5,6 +5,7 @@ No metric is averaged over batches.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from .prediction import predict as predict
 from .predictor import Predictor
 from .records import HARMONIC, summary
 from .runtime import Runtime
-from .subjects import Subject, find
+from .subjects import Subject, find, trained_on
 from .tasks import Outcomes, open_exams, short_hash
 from .tasks.classify import measure as measure
 
@@ -130,15 +131,33 @@ def evaluate(
         found, predictor = Subject("predictor"), subject
     else:
         found = find(subject)
+        warn_of_training(found, suite)
         predictor = found.predictor()
     how = How(root=root, limit=limit, batch_size=batch_size, runtime=runtime, progress=progress)
-    conditions = {"subject": found.name, "seed": found.seed()}
+    about = found.conditions()
     scores = evaluate_points(
-        predictor, {0.0: stay}, suite, how, conditions=conditions, temperature=temperature
+        predictor, {0.0: stay}, suite, how, conditions=about, temperature=temperature
     )[0.0]
     if found.run is not None and (runtime is None or runtime.is_main):
         scores.write(found.run / "scores")
     return scores
+
+
+def warn_of_training(subject: Subject, suite: Suite) -> None:
+    """Warn where a suite counts as never trained on what a run was trained on."""
+    targets = {
+        split.dataset
+        for split in suite.splits
+        if split.role == "target" and split.task == "classify" and split.dataset != "emojishift"
+    }
+    data = trained_on(subject) if targets else None
+    if data is not None and data.name in targets:
+        warnings.warn(
+            f"{subject.name} was trained on {data.name}, which suite {suite.name} counts among the "
+            f"tasks never trained on, also in its mean; score suite forgetting-{data.name}, which "
+            "leaves it out.",
+            stacklevel=2,
+        )
 
 
 def evaluate_points(

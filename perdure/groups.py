@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from .comparison import Curve, Point
 from .errors import RunError
-from .records import Record, key_of, point, summary
+from .identities import key_of
+from .records import Record, point, summary
 
 Knob = Literal["alpha", "learning rate"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
-from .evaluation import Scores, evaluate_points
+from .evaluation import Scores, evaluate_points, warn_of_training
 from .files import write_json
 from .merging import wise_ft
 from .prediction import How
@@ -152,6 +152,7 @@ def sweep_run(
     """
     suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
     subject = find(run)
+    warn_of_training(subject, suite)
     zero_shot = zero_shot_of(subject).predictor()
     assert subject.run is not None
     tuned = Run(subject.run).predictor()

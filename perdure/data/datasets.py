@@ -66,6 +66,9 @@ DATASETS: dict[str, Reader] = {
     ),
     "regions": Reader("perdure.data.region_pairs:open_region_pairs", "set:photo"),
     "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
+    "hf": Reader(
+        "perdure.data.hf_pictures:open_hf", "perdure.data.hf_pictures:hf_templates", sentences=True
+    ),
     "wds": Reader(
         "perdure.data.shards:open_shards",
         "perdure.data.shards:shard_templates",

@@ -20,6 +20,8 @@ TASK_SUITES = {
     "imagenet": "imagenet-shift",
     "iwildcam": "wilds-iwildcam",
     "fmow": "wilds-fmow",
+    "coco": "retrieval",
+    "flickr30k": "retrieval",
     "emojishift-regions": "emojishift-segmentation",
     "regions": "segmentation",
 }

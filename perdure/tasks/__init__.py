@@ -90,12 +90,21 @@ class Entry(NamedTuple):
     counted: str
     """What `n` counts"""
     columns: Mapping[str, str]
-    """Header of a printed column to the key of an entry, after the main metric and its interval"""
+    """Header of a printed column to the key of an entry, after the main metric and its interval;
+    columns that no entry has are left out"""
 
 
 TASKS: dict[Task, Entry] = {
     "classify": Entry(
         "perdure.tasks.classify", "images", {"macro-F1": "macro_f1", "ECE": "ece", "NLL": "nll"}
+    ),
+    "retrieve": Entry(
+        "perdure.tasks.retrieve",
+        "queries",
+        {"R@5": "recall_at_5", "R@10": "recall_at_10", "R@1 in folds": "fold_recall_at_1"},
+    ),
+    "answer": Entry(
+        "perdure.tasks.answer", "questions", {"by people": "vqa_accuracy", "chance": "chance"}
     ),
     "segment": Entry(
         "perdure.tasks.segment", "images", {"pixels": "pixel_accuracy", "masks": "mask_accuracy"}

@@ -16,6 +16,7 @@ VERBS = (
     "eval",
     "merge",
     "path",
+    "drift",
     "report",
     "list",
     "show",
@@ -27,6 +28,8 @@ VERBS = (
     "alpha",
     "ablate",
     "profile",
+    "theory",
+    "diagnose",
 )
 
 LIGHT = (
@@ -38,8 +41,11 @@ LIGHT = (
     ("alpha", "--help"),
     ("merge", "--help"),
     ("path", "--help"),
+    ("drift", "--help"),
     ("ablate", "--help"),
     ("profile", "--help"),
+    ("theory", "--help"),
+    ("diagnose", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

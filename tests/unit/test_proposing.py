@@ -65,8 +65,9 @@ def mask2former(tmp_path_factory):
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )  # fmt: skip
     config = Mask2FormerConfig(
-        backbone_config=backbone, hidden_dim=32, feature_size=32, mask_feature_size=32, num_queries=5,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=2, encoder_feedforward_dim=8,
+        backbone_config=backbone, hidden_dim=32, feature_size=32, mask_feature_size=32,
+        num_queries=5, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        encoder_feedforward_dim=8,
         dim_feedforward=8, num_labels=3,
     )  # fmt: skip
     path = tmp_path_factory.mktemp("models") / "mask2former"

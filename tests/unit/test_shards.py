@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import os
 import shutil
-import tarfile
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +14,12 @@ import torch
 
 from perdure import training
 from perdure.data.datasets import open_dataset, templates_for
+from perdure.data.shard_index import Index
 from perdure.errors import DataError
 from perdure.recipe import load_recipe
 from perdure.run import Run
 from perdure.zoo import random_clip
-from tests.layouts import JPEGS
-
-
-def shard(file: Path, samples: list[dict[str, bytes]], first: int = 0) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as archive:
-        for number, parts in enumerate(samples, start=first):
-            for kind, content in parts.items():
-                member = tarfile.TarInfo(f"{number:06d}.{kind}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    return file
+from tests.layouts import JPEGS, shard
 
 
 def captioned(root: Path, shards: int = 3, each: int = 4) -> Path:
@@ -164,9 +155,57 @@ def test_training_resumes_and_needs_no_more_shards_than_processes(tmp_path: Path
         assert torch.equal(value, again.state_dict()[name])
 
 
+def test_a_killed_worker_ends_in_one_sentence_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill what the system kills when memory runs out, in the middle of a run."""
+    root = captioned(tmp_path / "data", shards=1, each=8)
+    random_clip(0).export_open_clip(tmp_path / "clip")
+    changes = (
+        f"model.name=local-dir:{tmp_path / 'clip'}",
+        "data.name=wds",
+        f"data.root={root}",
+        "data.shots=null",
+        "optim.batch_size=4",
+        "optim.epochs=null",
+        "optim.steps=5",
+        "run.save_every=1",
+        "run.keep=true",
+    )
+    whole = load_recipe("emojishift/flyp", changes)
+    untouched = training.train(whole, tmp_path / "untouched").predictor()
+    read, calls = Index.read, []
+
+    def dies(self: Index, row: int) -> bytes:
+        calls.append(row)  # counts in the worker, which is a copy of this process
+        if len(calls) > 12:
+            time.sleep(0.3)  # the steps before are done by then
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, row)
+
+    monkeypatch.setattr(Index, "read", dies)
+    broken = load_recipe("emojishift/flyp", (*changes, "run.workers=1"))
+    with pytest.raises(DataError) as caught:
+        training.train(broken, tmp_path / "run")
+    message = str(caught.value)
+    assert "ended from outside" in message
+    assert "Killed" in message
+    assert "--resume" in message
+    assert "\n" not in message
+    assert not calls, "the kill must happen in a process of its own"
+    run = Run(tmp_path / "run")
+    assert run.status()["state"] == "failed"
+    assert "ended from outside" in run.status()["error"]
+    assert 1 <= run.status()["step"] <= 3
+    monkeypatch.setattr(Index, "read", read)
+    resumed = training.train(broken, run.path, resume=True).predictor()
+    for name, value in untouched.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])
+
+
 def test_fifty_shards_are_indexed_from_their_headers(tmp_path: Path) -> None:
     captioned(tmp_path, shards=50, each=20)
     data = open_dataset("wds", "train", tmp_path)
     assert len(data) == 1000
-    assert data.places.nbytes == 24_000
-    assert np.unique(data.places[:, 0]).tolist() == list(range(50))
+    assert data.index.places.nbytes == 24_000
+    assert np.unique(data.index.places[:, 0]).tolist() == list(range(50))

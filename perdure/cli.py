@@ -18,6 +18,7 @@ from . import (
     cli_drift,
     cli_merge,
     cli_paths,
+    cli_segment,
     cli_show,
     cli_study,
     cli_theory,
@@ -152,6 +153,7 @@ app.command(
         "perdure eval perdure-tiny --suite emojishift --out runs/zero-shot",
         "perdure eval perdure-tiny runs/flyp --ensemble mean --shares 1,3",
         "perdure eval perdure-tiny runs/flyp --ensemble vrf",
+        "perdure eval runs/regions --suite segmentation --data DIRECTORY",
     ),
 )(cli_work.evaluate)
 app.command(
@@ -216,6 +218,12 @@ app.command(
         "perdure export runs/lora --to peft --out lora-peft",
     )
 )(cli_tools.export)
+app.command(
+    epilog=_examples(
+        "perdure propose models/sam VOCdevkit/VOC2012/JPEGImages --out proposals/pas20",
+        "perdure propose facebook/sam-vit-base pictures/ --out proposals --download",
+    )
+)(cli_segment.propose)
 app.command(epilog=_examples("perdure doctor", "perdure doctor --json"))(cli_tools.doctor)
 app.command(
     epilog=_examples(

@@ -22,12 +22,14 @@ class Extra(NamedTuple):
 
 EXTRAS: dict[str, Extra] = {
     "transformers": Extra(
-        "text towers and tokenisers of Hugging Face, such as SigLIP's", "pip install 'perdure[hf]'"
+        "text towers and tokenisers of Hugging Face, such as SigLIP's; proposing masks",
+        "pip install 'perdure[hf]'",
     ),
     "datasets": Extra("data sets of Hugging Face on disk", "pip install 'perdure[hf]'"),
     "peft": Extra(
         "writing and checking folders of the peft library", "pip install 'perdure[peft]'"
     ),
+    "scipy": Extra("masks by the queries of Mask2Former and its kin", "pip install 'perdure[seg]'"),
     "resvg_py": Extra("rebuilding the sprites of EmojiShift", "pip install 'perdure[world]'"),
 }
 """Every optional package by the name it is imported under"""

@@ -70,6 +70,7 @@ ROWS = [
     "theory.advice theory.published",
     "theory.phase theory",
     "preflight profiling calibration predicting exporting doctor",
+    "proposing",
     "diagnosis.answers diagnosis.diagnose",
     "groups notes tables averaging reporting ablate figures",
     "looking console demo cli_data cli_ensembles cli_merge cli_paths",
@@ -77,7 +78,7 @@ ROWS = [
     "theory_report theory_figures cli_theory",
     "cli_alpha",
     "diagnosis.pictures diagnosis.telling cli_diagnose",
-    "cli_show cli_tools cli_work cli_study cli __main__",
+    "cli_segment cli_show cli_tools cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

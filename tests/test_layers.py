@@ -35,7 +35,7 @@ ROWS = [
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shards",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
-    "data.loading",
+    "data.augment data.loading",
     "data.transfer data.shifts data.suites data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
     "methods.lora",

@@ -149,6 +149,15 @@ def evaluate(
         int | None,
         typer.Option("--neighbours", metavar="K", help="Nearest failure, 1 (ensemble vrf)."),
     ] = None,
+    transform: Annotated[
+        str,
+        typer.Option(
+            "--transform", metavar="exact|fast", help="Decode JPEG files exactly, or faster."
+        ),
+    ] = "exact",
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode ahead.")
+    ] = 0,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -160,8 +169,13 @@ def evaluate(
     all images, `vrf` (zero-shot, then tuned) by each image's distance to training images on which
     zero-shot fails.
     """
+    from .data.decoding import TRANSFORMS
     from .data.suites import suite as find_suite
 
+    if transform not in TRANSFORMS:
+        raise typer.BadParameter(
+            f"{transform!r} is none of {', '.join(TRANSFORMS)}.", param_hint="--transform"
+        )
     chosen = find_suite(suite, data)
     if out is not None and len(subjects) != 1:
         raise typer.BadParameter(
@@ -187,7 +201,8 @@ def evaluate(
 
     found = [one for name in subjects for one in find_all(name, weights)]
     runtime = Runtime(device, threads=threads)
-    how = How(root=data, limit=limit, runtime=runtime)
+    decoding: Any = transform
+    how = How(root=data, limit=limit, transform=decoding, workers=workers, runtime=runtime)
     documents = []
     try:
         if ensemble is not None:
@@ -240,6 +255,8 @@ def _score(
             temperature=temperature,
             root=how.root,
             limit=how.limit,
+            transform=how.transform,
+            workers=how.workers,
             runtime=how.runtime,
             progress=how.progress,
         )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from . import __version__, metrics
 from .data.datasets import group_names_of, rows_of, templates_for
+from .data.decoding import Transform
 from .data.suites import Split, Suite
 from .data.suites import suite as find_suite
 from .files import whole_file, write_json
@@ -128,6 +129,8 @@ def evaluate(
     root: Path | None = None,
     limit: int | None = None,
     batch_size: int = 256,
+    transform: Transform = "exact",
+    workers: int = 0,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -142,6 +145,9 @@ def evaluate(
         limit: At most so many images per split, spread evenly; all by default. Scores of different
             numbers of images are never compared.
         batch_size: Images per forward pass; no result depends on it.
+        transform: How pictures are decoded; "fast" is within one level of "exact". Scores of
+            different ways are never compared.
+        workers: Processes that decode ahead; no result depends on them.
         runtime: Device and processes, between which images are divided; the predictor's own device
             and this process by default.
         progress: Told about finished images.
@@ -158,7 +164,15 @@ def evaluate(
     else:
         found = find(subject)
         predictor = found.predictor()
-    how = How(root=root, limit=limit, batch_size=batch_size, runtime=runtime, progress=progress)
+    how = How(
+        root=root,
+        limit=limit,
+        batch_size=batch_size,
+        transform=transform,
+        workers=workers,
+        runtime=runtime,
+        progress=progress,
+    )
     conditions = {"subject": found.name, "seed": found.seed()}
     scores = evaluate_points(
         predictor, {0.0: stay}, suite, how, conditions=conditions, temperature=temperature
@@ -247,11 +261,12 @@ def entry_of(
 
 def common_conditions(predictor: Predictor, suite: Suite, how: How) -> dict[str, Any]:
     """Return what scores depend on besides their subject: version, suite, prompts, pixels."""
+    decoding = {} if how.transform == "exact" else {"decoding": how.transform}
     return {
         "perdure": __version__,
         "definition": suite.definition,
         "templates_sha256": _hash(templates_for(suite.templates, how.root)),
-        "transform": asdict(predictor.preprocess),
+        "transform": asdict(predictor.preprocess) | decoding,
     }
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data.datasets import Dataset, Part, open_dataset, templates_for, validation_of
+from .data.decoding import Transform
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
 from .errors import DataError, WeightsError
@@ -37,7 +38,7 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How an evaluation is carried out; apart from `limit` it changes no result."""
+    """How an evaluation is carried out; apart from `limit` and `transform` it changes no result."""
 
     root: Path | None = None
     """Directory of the data; None for embedded data"""
@@ -45,6 +46,10 @@ class How:
     """At most so many images per split, spread evenly over it; None for all"""
     batch_size: int = 256
     """Images per forward pass"""
+    transform: Transform = "exact"
+    """How pictures are decoded; "fast" is within one level of "exact"""
+    workers: int = 0
+    """Processes that decode ahead; 0 decodes when a batch is asked for"""
     runtime: Runtime | None = None
     """Device and processes, between which images are divided; None for the predictor's device"""
     progress: Progress | None = None
@@ -81,7 +86,9 @@ def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
     """
     inside: tuple[str, ...] = ()
     for split in suite.splits:
-        dataset = open_dataset(split.dataset, split.split, how.root, classes=split.classes)
+        dataset = open_dataset(
+            split.dataset, split.split, how.root, classes=split.classes, transform=how.transform
+        )
         if split.role == "id":
             inside = dataset.classes
         names = dataset.classes if split.columns is None else inside
@@ -122,7 +129,9 @@ def open_validation(
             f"score a suite with a split test{remedy}."
         )
     classes = f"{inside.classes}/{half}" if half else inside.classes
-    dataset = open_dataset(inside.dataset, validation, how.root, classes=classes)
+    dataset = open_dataset(
+        inside.dataset, validation, how.root, classes=classes, transform=how.transform
+    )
     templates = templates_for(suite.templates, how.root)
     return Unit(spread(dataset, how.limit), templates, dataset.classes)
 
@@ -168,9 +177,9 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
         WeightsError: If a logit is not finite.
     """
     runtime = how.runtime
-    place: dict[str, Any] = {"device": predictor.device}
+    place: dict[str, Any] = {"device": predictor.device, "workers": how.workers}
     if runtime is not None:
-        place = {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
+        place |= {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
         predictor.to(runtime.device)
     scorers = {}
     for position, move in moves.items():

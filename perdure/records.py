@@ -27,6 +27,9 @@ Splits = Mapping[str, Mapping[str, Any]]
 HARMONIC = {"harmonic": ("base", "novel"), "harmonic_ood": ("base_ood", "novel_ood")}
 """Words for harmonic means, and the two words they are of"""
 
+_LATER = {"data.transform": "exact"}
+"""Keys that recipes of older versions lack, and the value that says what those did"""
+
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What reading raises where a file holds something else than perdure writes"""
 
@@ -51,6 +54,8 @@ class Record:
     definition: str
     """Hash of the suite's definition"""
     splits: Splits
+    decoding: str = "exact"
+    """How pictures were decoded"""
     sweep: Mapping[float, Splits] = field(default_factory=dict)
     """Interpolation share to the scores there"""
     strength: float | None = 1.0
@@ -155,6 +160,9 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         flat = _flatten(document)
         for key in ("seed", *(f"run.{name}" for name in HOW)):
             flat.pop(key, None)
+        for key, value in _LATER.items():
+            if flat.get(key) == value:
+                del flat[key]
         seed = document.get("seed")
         return str(document["method"]["name"]), None, seed, flat
     named = str(document.get("model"))  # as the documents of untouched models have it
@@ -236,9 +244,10 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     sweep: dict[float, Splits] = {}
     if sweep_file.is_file():
         curve = read_json(sweep_file)
-        if curve["definition"] != scores["definition"]:
+        if (curve["definition"], _decoding(curve)) != (scores["definition"], _decoding(scores)):
             raise RunError(
-                f"{sweep_file} was made with another definition of {suite} than {suite}.json. "
+                f"{sweep_file} was made with another definition of {suite}, or from pictures "
+                f"decoded in another way, than {suite}.json. "
                 f"Make both again: perdure eval {path} --suite {suite} --sweep"
             )
         sweep = {float(entry["alpha"]): entry["splits"] for entry in curve["points"]}
@@ -258,11 +267,17 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         suite=suite,
         definition=str(scores["definition"]),
         splits=scores["splits"],
+        decoding=_decoding(scores),
         sweep=sweep,
         strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
         seconds=status.get("seconds"),
     )
+
+
+def _decoding(scores: Mapping[str, Any]) -> str:
+    """Return how the pictures of a score file were decoded; older ones do not say."""
+    return str(scores.get("transform", {}).get("decoding", "exact"))
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

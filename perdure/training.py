@@ -320,6 +320,7 @@ def _open(data: DataSpec, split: str, seed: int) -> Dataset:
         classes=data.classes,
         sampling=data.sampling,
         damaged=data.damaged,
+        transform=data.transform,
     )
 
 

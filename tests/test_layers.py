@@ -31,7 +31,7 @@ ROWS = [
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",
-    "data.tables data.class_names data.folders data.layout data.own data.protocols",
+    "data.tables data.class_names data.folders data.layout data.decoding data.own data.protocols",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shards",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",

@@ -22,7 +22,7 @@ from ..inputs import Preprocess, Tokenizer, fill, refuse_cut
 from .augment import AUGMENTS as AUGMENTS
 from .augment import Augment as Augment
 from .augment import fit as fit
-from .datasets import Dataset, texts_of
+from .datasets import Dataset, texts_of, transform_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
 
@@ -76,6 +76,7 @@ class Loader:
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
         self._preprocess = preprocess
         self._workers = workers
+        self._fused = transform_of(dataset) == "fast"
         self._device = device or torch.device("cpu")
         captions = Captions(dataset.classes, templates, tokenizer, trim, cut=cut)
         self._source = _Source(
@@ -89,20 +90,12 @@ class Loader:
             DataError: If an example cannot be read.
         """
         numbers = range(start_step + 1, total_steps + 1)
-        loaded: DataLoader[Any] = DataLoader(
-            self._source,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=self._workers,
-            pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the learner's random numbers
-        )
-        raw: _Raw | PerdureError
-        for raw in loaded:
-            if isinstance(raw, PerdureError):
-                raise raw
+        pin = self._device.type == "cuda"
+        raw: _Raw
+        for raw in _loaded(self._source, numbers, self._workers, pin=pin):
+            images = raw.images.to(self._device, non_blocking=True)
             yield Batch(
-                self._preprocess.normalize(raw.images.to(self._device, non_blocking=True)),
+                self._preprocess.normalize(images, fused=self._fused),
                 raw.tokens.to(self._device, non_blocking=True),
                 raw.labels.to(self._device, non_blocking=True),
             )
@@ -178,7 +171,7 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
     def __getitem__(self, step: int) -> _Raw | PerdureError:
         try:
             return self._load(step)
-        except PerdureError as error:  # torch would bury its text in a worker's traceback
+        except PerdureError as error:
             return error
 
     def _load(self, step: int) -> _Raw:
@@ -206,16 +199,73 @@ def eval_batches(
     device: torch.device | None = None,
     rank: int = 0,
     world_size: int = 1,
+    workers: int = 0,
 ) -> Iterator[Tensor]:
     """Yield the images of this process in order, normalised (B, 3, H, W), without augmentation.
 
     Processes take contiguous parts, so joining their results by rank restores the order.
+
+    Args:
+        dataset: Images.
+        preprocess: Of the model.
+        batch_size: Images at once.
+        device: Where batches end up, uint8 before they are normalised; the CPU by default.
+        rank: Of this process among `world_size`.
+        world_size: Processes that share the images.
+        workers: Processes that load ahead; 0 loads when a batch is asked for.
+
+    Raises:
+        DataError: If an image cannot be read.
     """
+    place, fused = device or torch.device("cpu"), transform_of(dataset) == "fast"
     mine = shard(np.arange(len(dataset)), rank, world_size)
-    for start in range(0, len(mine), batch_size):
-        part = mine[start : start + batch_size]
-        images = [
-            fit(dataset.image(int(index)), preprocess.size, preprocess.interpolation)
-            for index in part
-        ]
-        yield preprocess.normalize(torch.stack(images).to(device or torch.device("cpu")))
+    source = _Fitted(dataset, preprocess, mine, batch_size)
+    starts = range(0, len(mine), batch_size)
+    for images in _loaded(source, starts, workers, pin=place.type == "cuda"):
+        yield preprocess.normalize(images.to(place, non_blocking=True), fused=fused)
+
+
+class _Fitted(TorchDataset["Tensor | PerdureError"]):
+    """Images of the model's size from a position on; lives in the workers."""
+
+    def __init__(
+        self, dataset: Dataset, preprocess: Preprocess, indices: NDArray[np.int64], batch_size: int
+    ) -> None:
+        self.dataset = dataset
+        self.preprocess = preprocess
+        self.indices = indices
+        self.batch_size = batch_size
+
+    def __getitem__(self, start: int) -> Tensor | PerdureError:
+        part = self.indices[start : start + self.batch_size]
+        size, mode = self.preprocess.size, self.preprocess.interpolation
+        images = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
+        try:
+            for position, index in enumerate(part):
+                images[position] = fit(self.dataset.image(int(index)), size, mode)
+        except PerdureError as error:
+            return error
+        return images
+
+
+def _loaded(
+    source: TorchDataset[Any], items: Sequence[int], workers: int, *, pin: bool
+) -> Iterator[Any]:
+    """Yield items of a source in order, loaded ahead where there are workers.
+
+    Raises:
+        PerdureError: Which a source returns instead of an item, because torch would bury its text
+            in a worker's traceback.
+    """
+    loaded: DataLoader[Any] = DataLoader(
+        source,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # else it draws from the learner's random numbers
+    )
+    for item in loaded:
+        if isinstance(item, PerdureError):
+            raise item
+        yield item

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .class_names import read_list
+from .decoding import Transform
 from .own import CAPTION_TEMPLATES, TEMPLATES, decode, few
 from .tables import read_lines
 
@@ -61,6 +62,8 @@ class Shards:
     skipped: int = 0
     """Samples that were left out because they, or the ends of their shards, are damaged"""
     name: str = "wds"
+    transform: Transform = "exact"
+    """How pictures are decoded"""
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -82,7 +85,8 @@ class Shards:
             raise DataError(f"cannot read the shard {file} ({error.strerror}).") from None
         if len(content) < size:
             raise DataError(f"the shard {file} is shorter than when training began; restore it.")
-        return decode(io.BytesIO(content), f"{self.keys[index]} in {file}")
+        name = f"{self.keys[index]} in {file}"
+        return decode(io.BytesIO(content), name, self.transform)
 
 
 def open_shards(

@@ -184,3 +184,22 @@ def test_own_data_calibrate_a_run_unless_nothing_is_wrong_with_them(
     found = json.loads(fitted.out)
     assert (found["suite"], found["split"], found["n"]) == ("own", "val", 7)
     assert found["nll_after"] <= found["nll_before"]
+
+
+def test_pictures_are_decoded_fast_where_somebody_asks(
+    perdure: Perdure, model: str, pictures: Path
+) -> None:
+    own = ("--suite", "own", "--data", pictures)
+    answer = perdure("eval", model, *own, "--transform", "fast", "--workers", 1, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["transform"]["decoding"] == "fast"
+    short = (f"model.name={model}", "optim.epochs=null", "optim.steps=1", "data.transform=fast")
+    code, error = train(perdure, "own/tracer", pictures, *short)
+    assert code == 0, error
+    assert "transform: fast" in Path("run/recipe.yaml").read_text()
+    assert perdure("eval", "run", *own, "--transform", "fast").code == 0
+    wrong = perdure("eval", model, *own, "--transform", "quick")
+    assert (wrong.code, "'quick' is none of exact, fast" in wrong.err) == (2, True)
+    drawn = perdure("eval", model, "--transform", "fast")
+    assert drawn.code == 2
+    assert "emojishift has no files" in " ".join(drawn.err.split())

@@ -155,6 +155,10 @@ def evaluate(
             "--transform", metavar="exact|fast", help="Decode JPEG files exactly, or faster."
         ),
     ] = "exact",
+    precision: Annotated[
+        str,
+        typer.Option("--precision", metavar="fp32|bf16", help="Of the image tower."),
+    ] = "fp32",
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode ahead.")
     ] = 0,
@@ -172,10 +176,14 @@ def evaluate(
     from .data.decoding import TRANSFORMS
     from .data.suites import suite as find_suite
 
-    if transform not in TRANSFORMS:
-        raise typer.BadParameter(
-            f"{transform!r} is none of {', '.join(TRANSFORMS)}.", param_hint="--transform"
-        )
+    for option, value, allowed in (
+        ("--transform", transform, TRANSFORMS),
+        ("--precision", precision, ("fp32", "bf16")),
+    ):
+        if value not in allowed:
+            raise typer.BadParameter(
+                f"{value!r} is none of {', '.join(allowed)}.", param_hint=option
+            )
     chosen = find_suite(suite, data)
     if out is not None and len(subjects) != 1:
         raise typer.BadParameter(
@@ -201,8 +209,8 @@ def evaluate(
 
     found = [one for name in subjects for one in find_all(name, weights)]
     runtime = Runtime(device, threads=threads)
-    decoding: Any = transform
-    how = How(root=data, limit=limit, transform=decoding, workers=workers, runtime=runtime)
+    ways: dict[str, Any] = {"transform": transform, "precision": precision, "workers": workers}
+    how = How(root=data, limit=limit, runtime=runtime, **ways)
     documents = []
     try:
         if ensemble is not None:
@@ -256,6 +264,7 @@ def _score(
             root=how.root,
             limit=how.limit,
             transform=how.transform,
+            precision=how.precision,
             workers=how.workers,
             runtime=how.runtime,
             progress=how.progress,

@@ -24,6 +24,7 @@ from .prediction import (
     How,
     Moves,
     Outputs,
+    Precision,
     Progress,
     Unit,
     gather,
@@ -130,6 +131,7 @@ def evaluate(
     limit: int | None = None,
     batch_size: int = 256,
     transform: Transform = "exact",
+    precision: Precision = "fp32",
     workers: int = 0,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
@@ -147,6 +149,7 @@ def evaluate(
         batch_size: Images per forward pass; no result depends on it.
         transform: How pictures are decoded; "fast" is within one level of "exact". Scores of
             different ways are never compared.
+        precision: Of the image tower; nor are scores of different precisions.
         workers: Processes that decode ahead; no result depends on them.
         runtime: Device and processes, between which images are divided; the predictor's own device
             and this process by default.
@@ -169,6 +172,7 @@ def evaluate(
         limit=limit,
         batch_size=batch_size,
         transform=transform,
+        precision=precision,
         workers=workers,
         runtime=runtime,
         progress=progress,
@@ -267,6 +271,7 @@ def common_conditions(predictor: Predictor, suite: Suite, how: How) -> dict[str,
         "definition": suite.definition,
         "templates_sha256": _hash(templates_for(suite.templates, how.root)),
         "transform": asdict(predictor.preprocess) | decoding,
+        **({} if how.precision == "fp32" else {"precision": how.precision}),
     }
 
 

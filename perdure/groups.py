@@ -56,6 +56,7 @@ def check_comparable(records: Sequence[Record]) -> None:
             (f"definitions of suite {first.suite}", first.definition, other.definition),
             ("numbers of images", _images(first), _images(other)),
             ("pixels (--transform)", first.decoding, other.decoding),
+            ("precisions (--precision)", first.precision, other.precision),
         ):
             if here != there:
                 raise RunError(

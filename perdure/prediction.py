@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ Moves = Mapping[float, Callable[[], None]]
 """Position on a curve to a function that moves a predictor's weights there, in place."""
 
 
+Precision = Literal["fp32", "bf16"]
+"""Of the image tower while it scores"""
+
+
 class Outputs(NamedTuple):
     """Everything classification metrics need, on the host."""
 
@@ -38,7 +42,10 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How an evaluation is carried out; apart from `limit` and `transform` it changes no result."""
+    """How an evaluation is carried out.
+
+    Apart from `limit`, `transform` and `precision` it changes no result.
+    """
 
     root: Path | None = None
     """Directory of the data; None for embedded data"""
@@ -48,6 +55,8 @@ class How:
     """Images per forward pass"""
     transform: Transform = "exact"
     """How pictures are decoded; "fast" is within one level of "exact"""
+    precision: Precision = "fp32"
+    """Of the image tower; weights, texts, logits and metrics are fp32"""
     workers: int = 0
     """Processes that decode ahead; 0 decodes when a batch is asked for"""
     runtime: Runtime | None = None
@@ -176,7 +185,7 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     Raises:
         WeightsError: If a logit is not finite.
     """
-    runtime = how.runtime
+    runtime, half = how.runtime, how.precision == "bf16"
     place: dict[str, Any] = {"device": predictor.device, "workers": how.workers}
     if runtime is not None:
         place |= {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
@@ -189,7 +198,10 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
         for position, move in moves.items():
             move()
-            parts[position].append(select_columns(scorers[position](images).float(), unit.columns))
+            # A context each: within one, torch would keep halved weights of the position before.
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+                logits = scorers[position](images)
+            parts[position].append(select_columns(logits.float(), unit.columns))
             if how.progress is not None:
                 how.progress(len(images))
     return {

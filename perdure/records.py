@@ -56,6 +56,8 @@ class Record:
     splits: Splits
     decoding: str = "exact"
     """How pictures were decoded"""
+    precision: str = "fp32"
+    """Of the image tower"""
     sweep: Mapping[float, Splits] = field(default_factory=dict)
     """Interpolation share to the scores there"""
     strength: float | None = 1.0
@@ -244,10 +246,10 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     sweep: dict[float, Splits] = {}
     if sweep_file.is_file():
         curve = read_json(sweep_file)
-        if (curve["definition"], _decoding(curve)) != (scores["definition"], _decoding(scores)):
+        if (curve["definition"], *_computed(curve)) != (scores["definition"], *_computed(scores)):
             raise RunError(
-                f"{sweep_file} was made with another definition of {suite}, or from pictures "
-                f"decoded in another way, than {suite}.json. "
+                f"{sweep_file} was made with another definition of {suite}, other pixels or "
+                f"another precision than {suite}.json. "
                 f"Make both again: perdure eval {path} --suite {suite} --sweep"
             )
         sweep = {float(entry["alpha"]): entry["splits"] for entry in curve["points"]}
@@ -267,7 +269,8 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         suite=suite,
         definition=str(scores["definition"]),
         splits=scores["splits"],
-        decoding=_decoding(scores),
+        decoding=_computed(scores)[0],
+        precision=_computed(scores)[1],
         sweep=sweep,
         strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
@@ -275,9 +278,10 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     )
 
 
-def _decoding(scores: Mapping[str, Any]) -> str:
-    """Return how the pictures of a score file were decoded; older ones do not say."""
-    return str(scores.get("transform", {}).get("decoding", "exact"))
+def _computed(scores: Mapping[str, Any]) -> tuple[str, str]:
+    """Return how pictures were decoded and scored; files of older versions do not say."""
+    decoding = scores.get("transform", {}).get("decoding", "exact")
+    return str(decoding), str(scores.get("precision", "fp32"))
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

@@ -26,7 +26,7 @@ from .datasets import Dataset, texts_of, transform_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
 
-class _Raw(NamedTuple):
+class Raw(NamedTuple):
     """A batch before it is on the device and normalised: a quarter of the bytes."""
 
     images: Tensor
@@ -83,6 +83,14 @@ class Loader:
             dataset, preprocess, captions, batch_size, seed, augment, rank, world_size
         )
 
+    def raw(self, step: int) -> Raw:
+        """Return the batch of an optimiser step as workers make it and the device receives it.
+
+        Raises:
+            DataError: If an example cannot be read.
+        """
+        return self._source.load(step)
+
     def batches(self, start_step: int, total_steps: int) -> Iterator[Batch]:
         """Yield the batches of optimiser steps `start_step` + 1, ..., `total_steps`.
 
@@ -91,7 +99,7 @@ class Loader:
         """
         numbers = range(start_step + 1, total_steps + 1)
         pin = self._device.type == "cuda"
-        raw: _Raw
+        raw: Raw
         for raw in _loaded(self._source, numbers, self._workers, pin=pin):
             images = raw.images.to(self._device, non_blocking=True)
             yield Batch(
@@ -144,7 +152,7 @@ class Captions:
         return torch.from_numpy(self._tokens[classes, templates, :longest])
 
 
-class _Source(TorchDataset["_Raw | PerdureError"]):
+class _Source(TorchDataset["Raw | PerdureError"]):
     """Batches by the number of their optimiser step; lives in the workers."""
 
     def __init__(
@@ -168,13 +176,14 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
         self.rank = rank
         self.world_size = world_size
 
-    def __getitem__(self, step: int) -> _Raw | PerdureError:
+    def __getitem__(self, step: int) -> Raw | PerdureError:
         try:
-            return self._load(step)
+            return self.load(step)
         except PerdureError as error:
             return error
 
-    def _load(self, step: int) -> _Raw:
+    def load(self, step: int) -> Raw:
+        """Return the batch of an optimiser step."""
         indices = batch_indices(len(self.dataset), self.batch_size, step, self.seed)
         mine = shard(indices, self.rank, self.world_size)
         epoch = place(len(self.dataset), self.batch_size, step).epoch
@@ -188,7 +197,7 @@ class _Source(TorchDataset["_Raw | PerdureError"]):
             images[position] = AUGMENTS[self.augment](image, size, mode, rng)
         labels = self.dataset.labels[mine]
         tokens = self.captions.pick(self.texts[mine], templates)
-        return _Raw(images, tokens, torch.from_numpy(labels))
+        return Raw(images, tokens, torch.from_numpy(labels))
 
 
 def eval_batches(

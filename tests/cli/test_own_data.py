@@ -198,8 +198,9 @@ def test_pictures_are_decoded_fast_where_somebody_asks(
     assert code == 0, error
     assert "transform: fast" in Path("run/recipe.yaml").read_text()
     assert perdure("eval", "run", *own, "--transform", "fast").code == 0
-    wrong = perdure("eval", model, *own, "--transform", "quick")
-    assert (wrong.code, "'quick' is none of exact, fast" in wrong.err) == (2, True)
+    for option, allowed in (("--transform", "exact, fast"), ("--precision", "fp32, bf16")):
+        wrong = perdure("eval", model, *own, option, "quick")
+        assert (wrong.code, f"'quick' is none of {allowed}" in wrong.err) == (2, True)
     drawn = perdure("eval", model, "--transform", "fast")
     assert drawn.code == 2
     assert "emojishift has no files" in " ".join(drawn.err.split())

@@ -291,12 +291,16 @@ def test_scores_say_how_pictures_were_decoded_and_are_compared_with_their_like(
     exact = evaluated(root, tmp_path / "exact")
     again = evaluated(root, tmp_path / "again")
     fast = evaluated(root, tmp_path / "fast", transform="fast", workers=1)
+    half = evaluated(root, tmp_path / "half", precision="bf16")
     assert [read(run).decoding for run in (exact, fast)] == ["exact", "fast"]
     stored = json.loads((exact / "scores" / "own.json").read_text())
     assert "decoding" not in stored["transform"]
+    assert "precision" not in stored
     report([exact, again])
     with pytest.raises(RunError, match=r"different pixels \(--transform\): .*exact, .*fast"):
         report([exact, fast])
+    with pytest.raises(RunError, match=r"different precisions \(--precision\): .*fp32, .*bf16"):
+        report([exact, half])
 
 
 def test_runs_of_before_there_was_a_choice_are_runs_of_today(tmp_path: Path) -> None:

@@ -201,12 +201,22 @@ def parts_part() -> str:
     )
 
 
-def page(hosts: Mapping[str, Sequence[Host]] = HOSTS) -> str:
-    """Return the page."""
-    remarks = Path("benchmarks/figures/repair_remarks.md")
+def page(
+    hosts: Mapping[str, Sequence[Host]] = HOSTS,
+    program: str = "repair",
+    of: str = "robust fine-tuning",
+) -> str:
+    """Return the page of some hosts.
+
+    Args:
+        hosts: By checkpoint; FLYP among them, whose line others are compared with.
+        program: That writes the page.
+        of: What the hosts are.
+    """
+    remarks = Path(f"benchmarks/figures/{program}_remarks.md")
     parts = [
-        "# MERGETUNE after robust fine-tuning, on EmojiShift",
-        "Written by `python -m benchmarks.repair` (resumable); not edited by hand. Method: "
+        f"# MERGETUNE after {of}, on EmojiShift",
+        f"Written by `python -m benchmarks.{program}` (resumable); not edited by hand. Method: "
         "[methods/mergetune.md](methods/mergetune.md). Every host is trained as in "
         "[results.md](results.md), then continued for half as many steps at a fifth of its rate "
         "from the middle between zero-shot and tuned weights: relative anchor 1, path weight 1, "
@@ -216,8 +226,10 @@ def page(hosts: Mapping[str, Sequence[Host]] = HOSTS) -> str:
         "of five shifted sets, art: of four; ECE in per cent, 15 bins. Brackets: 95 % bootstrap "
         "intervals over images, paired by image; they do not cover the choice of seeds.",
         *(checkpoint_part(checkpoint, found) for checkpoint, found in hosts.items()),
-        parts_part(),
     ]
+    if any(ablated(checkpoint, host) for checkpoint in hosts for host in hosts[checkpoint]
+           if repaired(checkpoint, host, "-no-path").records):  # fmt: skip
+        parts.append(parts_part())
     if remarks.is_file():
         parts.append(remarks.read_text(encoding="utf-8").strip())
     return "\n\n".join(parts) + "\n"

@@ -11,7 +11,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from . import cli_data, cli_merge, cli_paths, cli_show, cli_study, cli_tools, cli_work, processes
+from . import (
+    cli_alpha,
+    cli_data,
+    cli_merge,
+    cli_paths,
+    cli_show,
+    cli_study,
+    cli_tools,
+    cli_work,
+    processes,
+)
 from .console import emit, print_error, print_warning
 from .errors import PerdureError
 from .processes import Termination
@@ -201,7 +211,7 @@ app.command(
         "perdure alpha runs/flyp --method leave_concepts_out --splits 3 --out runs/flyp-merged",
         "perdure alpha runs/flyp/seed-0 --method stock --with runs/flyp/seed-1 --json",
     )
-)(cli_study.alpha)
+)(cli_alpha.alpha)
 app.command(
     epilog=_examples(
         "perdure ablate emojishift/tracer --grid method.beta=0.5,1 --seeds 0,1,2 --out runs/beta",

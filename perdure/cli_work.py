@@ -273,18 +273,32 @@ def _score(
 
 
 def _score_table(scores: Scores) -> str:
-    """One line per split, then the means over roles."""
+    """One line per split and a table per task, then the means over roles."""
+    from .records import main_value
+    from .tasks import TASKS, UNSCALED
+
     scaled = scores.conditions["temperature"] is not None
-    header = ["split", "role", "images", "accuracy", "95 % interval", "macro-F1", "ECE", "NLL"]
-    rows = []
-    for name, entry in scores.splits.items():
-        low, high = entry["interval"]
-        row = [name, entry["role"], str(entry["n"]), percent(entry["accuracy"])]
-        row += [f"{percent(low)}-{percent(high)}", percent(entry["macro_f1"])]
-        row += [percent(entry["ece"]), f"{entry['nll']:.3f}"]
-        rows.append(row + ([percent(entry["ece_scaled"])] if scaled else []))
+    tables = []
+    for task in dict.fromkeys(entry["task"] for entry in scores.splits.values()):
+        entries = {name: one for name, one in scores.splits.items() if one["task"] == task}
+        more = dict(TASKS[task].columns)
+        if scaled and task == "classify":
+            more["ECE scaled"] = "ece_scaled"
+        names = dict.fromkeys(one["metric"].replace("_", " ") for one in entries.values())
+        rows = []
+        for name, entry in entries.items():
+            low, high = entry["interval"]
+            row = [name, entry["role"], str(entry["n"]), percent(main_value(entry))]
+            row.append(f"{percent(low)}-{percent(high)}")
+            row += [
+                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry[key])
+                for key in more.values()
+            ]
+            rows.append(row)
+        header = ["split", "role", TASKS[task].counted, " / ".join(names), "95 % interval", *more]
+        tables.append(columns(header, rows, left=2))
     words = ", ".join(_word(name, **entry) for name, entry in scores.summary().items())
-    return columns([*header, *(["ECE scaled"] if scaled else [])], rows, left=2) + f"\n{words}"
+    return "\n\n".join(tables) + f"\n{words}"
 
 
 def _word(name: str, value: float, interval: Sequence[float] | None = None) -> str:

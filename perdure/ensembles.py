@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from .data.loading import eval_batches
 from .data.suites import Suite
 from .errors import DataError, RunError
-from .evaluation import Outcomes, Scores, common_conditions, entry_of
+from .evaluation import Scores, common_conditions
 from .merges.evidence import Task
 from .metrics import Floats, fit_temperature, softmax
 from .prediction import How, Outputs, Unit, gather, open_suite, open_validation, spread, stay
 from .predictor import Predictor
 from .subjects import Subject
+from .tasks import Outcomes
+from .tasks.classify import judged
 
 Kind = Literal["mean", "vrf"]
 
@@ -186,7 +188,7 @@ def evaluate_ensemble(
         weights = share(unit)
         shares[split.name] = float(weights[-1].mean())
         mixed = Outputs(mix(scaled, weights), outputs[0].labels)
-        splits[split.name], outcomes[split.name] = entry_of(split, unit, "ensemble", mixed)
+        splits[split.name], outcomes[split.name] = judged(split, unit, "ensemble", mixed)
     told["last_share"] = shares
     conditions = {
         "subject": f"{ensemble.kind} of {' and '.join(one.name for one in subjects)}",

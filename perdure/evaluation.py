@@ -5,61 +5,33 @@ No metric is averaged over batches.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import __version__, metrics
-from .data.datasets import group_names_of, rows_of, templates_for
+from .data.datasets import templates_for
 from .data.decoding import Transform
-from .data.suites import Split, Suite
+from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .files import whole_file, write_json
-from .prediction import (
-    How,
-    Moves,
-    Outputs,
-    Precision,
-    Progress,
-    Unit,
-    gather,
-    open_suite,
-    open_validation,
-    stay,
-)
+from .prediction import How, Moves, Precision, Progress, gather, open_validation, stay
 from .prediction import predict as predict
 from .predictor import Predictor
 from .records import HARMONIC, summary
 from .runtime import Runtime
 from .subjects import Subject, find
+from .tasks import Outcomes, open_exams, short_hash
+from .tasks.classify import measure as measure
 
 if TYPE_CHECKING:
     from .run import Run
 
 FORMAT = 1
 """Version of score files; raised when an older reader would misunderstand them."""
-
-
-class Outcomes(NamedTuple):
-    """What is kept per image, for paired comparisons and reliability diagrams."""
-
-    label: NDArray[np.int64]
-    """(N,)"""
-    prediction: NDArray[np.int64]
-    """(N,)"""
-    confidence: NDArray[np.float32]
-    """(N,), largest class probability"""
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether each prediction is right, (N,)."""
-        right: NDArray[np.bool_] = self.label == self.prediction
-        return right
 
 
 @dataclass(frozen=True)
@@ -209,19 +181,17 @@ def evaluate_points(
         DataError: If data are missing.
         WeightsError: If a logit is not finite.
     """
-    units = list(open_suite(suite, how))
+    exams = open_exams(suite, how)
     fitted: dict[float, float] = {}
     if temperature:
         for position, outputs in gather(predictor, moves, open_validation(suite, how), how).items():
             fitted[position] = metrics.fit_temperature(*outputs)
     splits: dict[float, dict[str, dict[str, Any]]] = {position: {} for position in moves}
     outcomes: dict[float, dict[str, Outcomes]] = {position: {} for position in moves}
-    for split, unit in units:
-        for position, outputs in gather(predictor, moves, unit, how).items():
-            classifier = "head" if set(unit.names) <= set(predictor.classes) else "text"
-            splits[position][split.name], outcomes[position][split.name] = entry_of(
-                split, unit, classifier, outputs, fitted.get(position)
-            )
+    for _, exam in exams:
+        for position, found in exam.judge(predictor, moves, how, fitted).items():
+            for name, (entry, rows) in found.items():
+                splits[position][name], outcomes[position][name] = entry, rows
     common = common_conditions(predictor, suite, how)
     return {
         position: Scores(
@@ -234,94 +204,19 @@ def evaluate_points(
     }
 
 
-def entry_of(
-    split: Split,
-    unit: Unit,
-    classifier: str,
-    outputs: Outputs,
-    temperature: float | None = None,
-) -> tuple[dict[str, Any], Outcomes]:
-    """Return what a score file says of one split, and what is kept of every image.
-
-    Args:
-        split: What was scored.
-        unit: Its images and classes.
-        classifier: What scored: "head", "text" or "ensemble".
-        outputs: Whole arrays.
-        temperature: As in `measure`.
-    """
-    entry = {
-        "role": split.role,
-        "task": split.task,
-        "metric": "accuracy",
-        "classes_sha256": _hash(unit.dataset.classes),
-        "classifier": classifier,
-        **measure(outputs, temperature),
-        **_more(outputs, unit.dataset),
-    }
-    confidence = metrics.softmax(outputs.logits).max(axis=1).astype(np.float32)
-    return entry, Outcomes(outputs.labels, outputs.logits.argmax(axis=1), confidence)
-
-
 def common_conditions(predictor: Predictor, suite: Suite, how: How) -> dict[str, Any]:
     """Return what scores depend on besides their subject: version, suite, prompts, pixels."""
     decoding = {} if how.transform == "exact" else {"decoding": how.transform}
     return {
         "perdure": __version__,
         "definition": suite.definition,
-        "templates_sha256": _hash(templates_for(suite.templates, how.root)),
+        "templates_sha256": short_hash(templates_for(suite.templates, how.root)),
         "transform": asdict(predictor.preprocess) | decoding,
         **({} if how.precision == "fp32" else {"precision": how.precision}),
     }
 
 
-def measure(outputs: Outputs, temperature: float | None = None) -> dict[str, Any]:
-    """Return every classification metric of one split, shares in [0, 1].
-
-    Args:
-        outputs: Whole arrays.
-        temperature: Divides the logits for `ece_scaled` and `nll_scaled`; left out where None.
-    """
-    logits, labels = outputs
-    values: dict[str, Any] = {
-        "n": len(labels),
-        "accuracy": metrics.top1(logits, labels),
-        "interval": list(metrics.bootstrap_interval(logits.argmax(axis=1) == labels)),
-        "macro_f1": metrics.macro_f1(logits, labels),
-        "ece": metrics.ece(logits, labels),
-        "ece10": metrics.ece(logits, labels, bins=10),
-        "nll": metrics.nll(logits, labels),
-        "brier": metrics.brier(logits, labels),
-    }
-    if temperature is not None:
-        scaled = logits / np.float32(temperature)
-        values["ece_scaled"] = metrics.ece(scaled, labels)
-        values["nll_scaled"] = metrics.nll(scaled, labels)
-    return values
-
-
-def _more(outputs: Outputs, dataset: Any) -> dict[str, Any]:
-    """Return what can be said of data sets that know more of their images than one label."""
-    predictions = outputs.logits.argmax(axis=1)
-    values: dict[str, Any] = {}
-    groups = rows_of(dataset, "groups")
-    if groups is not None and (groups >= 0).any():
-        found = metrics.group_accuracies(
-            predictions == outputs.labels, groups, group_names_of(dataset)
-        )
-        worst = min(found, key=lambda name: found[name])
-        values |= {"groups": found, "worst_group": worst, "worst_group_accuracy": found[worst]}
-    accepted = rows_of(dataset, "accepted")
-    if accepted is not None and (real := metrics.real_accuracy(predictions, accepted)):
-        values |= {"real_accuracy": real[0], "real_n": real[1]}
-    return values
-
-
 def images_in(suite: Suite, how: How, *, temperature: bool = False) -> int:
     """Return how many images an evaluation looks at, for progress bars."""
     extra = len(open_validation(suite, how).dataset) if temperature else 0
-    return extra + sum(len(unit.dataset) for _, unit in open_suite(suite, how))
-
-
-def _hash(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+    return extra + sum(exam.images for _, exam in open_exams(suite, how))

@@ -16,7 +16,7 @@ from .data.datasets import Dataset, Part, open_dataset, templates_for, validatio
 from .data.decoding import Transform
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
-from .errors import DataError, WeightsError
+from .errors import DataError, TaskError, WeightsError
 from .predictor import Predictor
 from .runtime import Runtime
 
@@ -88,21 +88,44 @@ def spread(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
-    """Open every split of a suite.
+    """Open every split of a suite of classification, for callers that need its logits.
+
+    Raises:
+        DataError: If data are missing.
+        TaskError: If a split asks for something else.
+    """
+    inside: tuple[str, ...] = ()
+    for split in suite.splits:
+        if split.task != "classify":
+            raise TaskError(
+                f"split {split.name} of suite {suite.name} asks to {split.task}, which has no "
+                "class scores to work with here; use a suite of classification. "
+                f"perdure eval MODEL --suite {suite.name} scores it."
+            )
+        unit = open_unit(split, suite, how, inside)
+        if split.role == "id":
+            inside = unit.dataset.classes
+        yield split, unit
+
+
+def open_unit(split: Split, suite: Suite, how: How, inside: tuple[str, ...] = ()) -> Unit:
+    """Open one split and say how it is classified.
+
+    Args:
+        split: What to classify.
+        suite: Names the prompts.
+        how: Data and number of images.
+        inside: Classes of the task itself, of which `split.columns` are numbers.
 
     Raises:
         DataError: If data are missing.
     """
-    inside: tuple[str, ...] = ()
-    for split in suite.splits:
-        dataset = open_dataset(
-            split.dataset, split.split, how.root, classes=split.classes, transform=how.transform
-        )
-        if split.role == "id":
-            inside = dataset.classes
-        names = dataset.classes if split.columns is None else inside
-        templates = templates_for(split.templates or suite.templates, how.root)
-        yield split, Unit(spread(dataset, how.limit), templates, names, split.columns)
+    dataset = open_dataset(
+        split.dataset, split.split, how.root, classes=split.classes, transform=how.transform
+    )
+    names = dataset.classes if split.columns is None else inside
+    templates = templates_for(split.templates or suite.templates, how.root)
+    return Unit(spread(dataset, how.limit), templates, names, split.columns)
 
 
 def open_validation(

@@ -54,10 +54,8 @@ class Record:
     definition: str
     """Hash of the suite's definition"""
     splits: Splits
-    decoding: str = "exact"
-    """How pictures were decoded"""
-    precision: str = "fp32"
-    """Of the image tower"""
+    pixels: str = "exact, fp32"
+    """How pictures were decoded, and the precision of the image tower"""
     sweep: Mapping[float, Splits] = field(default_factory=dict)
     """Interpolation share to the scores there"""
     strength: float | None = 1.0
@@ -104,7 +102,8 @@ _LEAVES_OUT = {"art": "corrupt", "without_objectnet": "objectnet"}
 def summary(splits: Splits) -> dict[str, float]:
     """Return what the splits of one model come to, as far as their roles allow.
 
-    The keys are those words of `perdure.reporting` that one model has by itself.
+    The keys are those words of `perdure.reporting` that one model has by itself, and the names of
+    the main metrics of tasks other than classification, averaged over their splits.
     """
     ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
     of_role: dict[str, list[str]] = {}
@@ -127,10 +126,20 @@ def summary(splits: Splits) -> dict[str, float]:
     ):
         if names and _LEAVES_OUT.get(word, names[0]) in (*names, *shifted):
             values[word] = float(np.mean([ours[name][metric] for name in names]))
+    others: dict[str, list[float]] = {}
+    for entry in splits.values():
+        if entry.get("task") != "classify":
+            others.setdefault(str(entry["metric"]), []).append(main_value(entry))
+    values |= {metric: float(np.mean(found)) for metric, found in others.items()}
     for word, (base, novel) in HARMONIC.items():
         if base in values and novel in values:
             values[word] = harmonic_mean(values[base], values[novel])
     return values
+
+
+def main_value(entry: Mapping[str, Any]) -> float:
+    """Return the value of a split's main metric, such as accuracy, in [0, 1]."""
+    return float(entry[entry.get("metric", "accuracy")])
 
 
 def point(position: float, splits: Splits) -> Point:
@@ -246,7 +255,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     sweep: dict[float, Splits] = {}
     if sweep_file.is_file():
         curve = read_json(sweep_file)
-        if (curve["definition"], *_computed(curve)) != (scores["definition"], *_computed(scores)):
+        if (curve["definition"], _pixels(curve)) != (scores["definition"], _pixels(scores)):
             raise RunError(
                 f"{sweep_file} was made with another definition of {suite}, other pixels or "
                 f"another precision than {suite}.json. "
@@ -256,7 +265,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     # Whatever is missing shall be missed here, where the file can be named.
     for entries in (scores["splits"], *sweep.values()):
         summary(entries)
-        [(entry["n"], entry["role"], entry["accuracy"]) for entry in entries.values()]
+        [(entry["n"], entry["role"], main_value(entry)) for entry in entries.values()]
     status_file = path / "status.json"
     status = read_json(status_file) if status_file.is_file() else {}
     return Record(
@@ -269,8 +278,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         suite=suite,
         definition=str(scores["definition"]),
         splits=scores["splits"],
-        decoding=_computed(scores)[0],
-        precision=_computed(scores)[1],
+        pixels=_pixels(scores),
         sweep=sweep,
         strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
@@ -278,10 +286,10 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     )
 
 
-def _computed(scores: Mapping[str, Any]) -> tuple[str, str]:
+def _pixels(scores: Mapping[str, Any]) -> str:
     """Return how pictures were decoded and scored; files of older versions do not say."""
     decoding = scores.get("transform", {}).get("decoding", "exact")
-    return str(decoding), str(scores.get("precision", "fp32"))
+    return f"{decoding}, {scores.get('precision', 'fp32')}"
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

@@ -31,7 +31,7 @@ from .comparison import (
 from .errors import RunError
 from .groups import Family, Group, check_comparable, families, group, zero_shot
 from .metrics import harmonic_of_means
-from .records import HARMONIC, Record, expand, hint, point, read, summary
+from .records import HARMONIC, Record, expand, hint, main_value, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _row(one: Group, start: Record | None) -> Row:
         alpha=first.alpha,
         seeds=tuple(record.seed for record in one.records),
         splits={
-            name: over_seeds([record.splits[name]["accuracy"] for record in one.records])
+            name: over_seeds([main_value(record.splits[name]) for record in one.records])
             for name in first.splits
         },
         values=averages,

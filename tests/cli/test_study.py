@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure.alpha.report import RULES
-from perdure.cli_study import ALPHA_RULES
+from perdure.cli_alpha import ALPHA_RULES
 from perdure.profiling import measure
 
 from .conftest import Perdure

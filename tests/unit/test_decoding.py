@@ -292,14 +292,14 @@ def test_scores_say_how_pictures_were_decoded_and_are_compared_with_their_like(
     again = evaluated(root, tmp_path / "again")
     fast = evaluated(root, tmp_path / "fast", transform="fast", workers=1)
     half = evaluated(root, tmp_path / "half", precision="bf16")
-    assert [read(run).decoding for run in (exact, fast)] == ["exact", "fast"]
+    assert [read(run).pixels for run in (exact, fast)] == ["exact, fp32", "fast, fp32"]
     stored = json.loads((exact / "scores" / "own.json").read_text())
     assert "decoding" not in stored["transform"]
     assert "precision" not in stored
     report([exact, again])
-    with pytest.raises(RunError, match=r"different pixels \(--transform\): .*exact, .*fast"):
+    with pytest.raises(RunError, match=r"different pixels .*exact, fp32, .*fast, fp32"):
         report([exact, fast])
-    with pytest.raises(RunError, match=r"different precisions \(--precision\): .*fp32, .*bf16"):
+    with pytest.raises(RunError, match=r"different pixels .*exact, fp32, .*exact, bf16"):
         report([exact, half])
 
 

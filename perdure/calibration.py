@@ -26,8 +26,8 @@ FILE = "calibration.json"
 DEFAULT = "emojishift"
 """Suite whose task is calibrated where a merge result has no training of its own"""
 
-OWN = "own"
-"""Name of a person's own pictures, as data and as suite"""
+OWN = ("own", "hf")
+"""Names of a person's own data, as data and as suites"""
 
 Classifier = Literal["head", "text"]
 """What scores: the linear head, or the text tower; each has a temperature of its own"""
@@ -85,7 +85,7 @@ def calibrate(
             f"{subject.name} is not a run, so there is no place to keep a temperature. Make it one "
             f"with: perdure eval {subject.name} --out RUN"
         )
-    chosen, root = _task(subject, suite, how.root)
+    chosen, root = task_of(subject, suite, how.root)
     how = replace(how, root=root)
     unit = open_validation(chosen, how)
     predictor = subject.predictor()
@@ -121,15 +121,24 @@ def calibrate(
     return found
 
 
-def _task(
+def task_of(
     subject: Subject, suite: Suite | str | None, root: Path | None
 ) -> tuple[Suite, Path | None]:
-    """Return the suite whose task is calibrated, and where its data are."""
+    """Return the suite of a subject's task, and where its data are.
+
+    Args:
+        subject: A run or merge result.
+        suite: As asked for; None for the suite of the task that it was trained on.
+        root: As asked for; where nobody asks, own data are where the recipe says.
+
+    Raises:
+        DataError: If there is no such suite, none for the task, or the data have gone.
+    """
     if isinstance(suite, Suite):
         return suite, root
     data = trained_on(subject)
     name = suite or (DEFAULT if data is None else _suite_of(data))
-    if name.endswith(OWN) and data is not None and data.name == OWN:
+    if data is not None and data.name in OWN and name.endswith(data.name):
         root = root or _place(data, subject)
     return find_suite(name, root), root
 

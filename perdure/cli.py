@@ -14,10 +14,12 @@ import typer
 from . import (
     cli_alpha,
     cli_data,
+    cli_diagnose,
     cli_merge,
     cli_paths,
     cli_show,
     cli_study,
+    cli_theory,
     cli_tools,
     cli_work,
     processes,
@@ -225,6 +227,20 @@ app.command(
         "perdure profile emojishift/tracer --grid optim.batch_size=32,64 --steps 20 --json",
     )
 )(cli_study.profile)
+app.command(
+    epilog=_examples(
+        "perdure theory --steps 2000",
+        "perdure theory --steps 2000 --every 10 --strength 0.9 --json",
+        "perdure theory --compare --out theory-pictures",
+    )
+)(cli_theory.theory)
+app.command(
+    epilog=_examples(
+        "perdure diagnose runs/ft",
+        "perdure diagnose runs/ft --suite emojishift --images 128 --limit 400 --json",
+        "perdure diagnose runs/soup --against perdure-tiny --out soup-diagnosis",
+    )
+)(cli_diagnose.diagnose)
 app.add_typer(
     cli_data.app,
     name="data",

@@ -27,11 +27,12 @@ def _wanted(suite: str | None, sets: list[str] | None, root: Path) -> list[str] 
     """Return the data sets that must be there; None for all that are found."""
     if suite is None:
         return sets
-    from .data.shifts import MEMBERS
+    from .data import shifts, uses
     from .data.suites import suite as find_suite
 
-    if suite in MEMBERS:
-        return [*MEMBERS[suite], *(sets or ())]
+    members = shifts.MEMBERS | uses.MEMBERS
+    if suite in members:
+        return [*members[suite], *(sets or ())]
     found = find_suite(suite, root)
     return [*dict.fromkeys(split.dataset for split in found.splits), *(sets or ())]
 

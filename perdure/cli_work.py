@@ -281,7 +281,8 @@ def _score_table(scores: Scores) -> str:
     tables = []
     for task in dict.fromkeys(entry["task"] for entry in scores.splits.values()):
         entries = {name: one for name, one in scores.splits.items() if one["task"] == task}
-        more = dict(TASKS[task].columns)
+        known = TASKS[task].columns.items()
+        more = {header: key for header, key in known if any(key in one for one in entries.values())}
         if scaled and task == "classify":
             more["ECE scaled"] = "ece_scaled"
         names = dict.fromkeys(one["metric"].replace("_", " ") for one in entries.values())
@@ -291,7 +292,7 @@ def _score_table(scores: Scores) -> str:
             row = [name, entry["role"], str(entry["n"]), percent(main_value(entry))]
             row.append(f"{percent(low)}-{percent(high)}")
             row += [
-                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry[key])
+                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry.get(key))
                 for key in more.values()
             ]
             rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -70,6 +71,66 @@ class Difference(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def wilson_interval(count: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the score interval of a share `count` / `n`, (low, high), each in [0, 1].
+
+    Unlike a bootstrap it says something where nothing, or everything, was found.
+
+    Args:
+        count: Found, 0 to `n`.
+        n: Looked at, at least 1.
+        z: Normal quantile; 95 % by default.
+
+    Raises:
+        ValueError: If the numbers do not fit.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    if not 0 <= count <= n or n < 1:
+        raise ValueError(f"{count} of {n} is no share; expected 0 <= count <= n and n >= 1.")
+    share, wide = count / n, z * z / n
+    middle = (share + wide / 2) / (1 + wide)
+    half = z / (1 + wide) * math.sqrt(share * (1 - share) / n + wide / (4 * n))
+    # At the ends these are exact, but for rounding.
+    low = 0.0 if count == 0 else max(0.0, middle - half)
+    return low, 1.0 if count == n else min(1.0, middle + half)
+
+
+def paired_shares(
+    both: int, first: int, second: int, neither: int, z: float = 1.959964
+) -> Difference:
+    """Return the difference of two shares of the same n examples, second minus first.
+
+    Args:
+        both: Examples found both times.
+        first: The first time only.
+        second: The second time only.
+        neither: Never.
+        z: Normal quantile; 95 % by default.
+
+    Raises:
+        ValueError: If there are no examples.
+
+    Source: Newcombe 1998, "Improved confidence intervals for the difference between binomial
+        proportions based on paired data", method 10.
+    """
+    n = both + first + second + neither
+    before, after = both + first, both + second
+    one, other = (wilson_interval(count, n, z) for count in (before, after))
+    p, q = before / n, after / n
+    product = before * (n - before) * after * (n - after)
+    excess = both * neither - first * second
+    if product == 0:
+        phi = 0.0
+    else:  # positive correlations are corrected for continuity
+        phi = (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(product)
+    down, up = q - other[0], one[1] - p
+    low = math.sqrt(max(0.0, down**2 - 2 * phi * down * up + up**2))
+    down, up = p - one[0], other[1] - q
+    high = math.sqrt(max(0.0, up**2 - 2 * phi * down * up + down**2))
+    return Difference(q - p, q - p - low, q - p + high)
 
 
 def over_seeds(values: Sequence[float | None]) -> Reading:

@@ -24,6 +24,7 @@ EXTRAS: dict[str, Extra] = {
     "transformers": Extra(
         "text towers and tokenisers of Hugging Face, such as SigLIP's", "pip install 'perdure[hf]'"
     ),
+    "datasets": Extra("data sets of Hugging Face on disk", "pip install 'perdure[hf]'"),
     "peft": Extra(
         "writing and checking folders of the peft library", "pip install 'perdure[peft]'"
     ),
@@ -63,7 +64,8 @@ def explain(error: Exception, user: str) -> None:
         DependencyError: If the error names a package that cannot be imported, or is itself one of
             a failed import.
     """
-    for package in ("huggingface_hub", *EXTRAS):
+    for package in ("huggingface_hub", *(name for name in EXTRAS if name != "datasets")):
+        # "datasets" is an everyday word, and no model needs the package of that name.
         if package in str(error):
             require(package, user)
     if isinstance(error, ImportError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -188,23 +188,38 @@ def refuse_cut(tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor) -> No
         DataError: If a text has more tokens than the model reads; where the tokeniser does not
             count them, also if it has exactly as many.
     """
+    for place, found in cut_texts(tokenizer, texts, tokens):
+        raise DataError(
+            f"the text {texts[place][:200]!r} has {found} with its start and end, but the model "
+            f"reads {tokens.shape[1]}, so its end would be cut off. Shorten the caption, class "
+            "name or template."
+        )
+
+
+def cut_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], tokens: Tensor
+) -> Iterator[tuple[int, str]]:
+    """Yield the places of texts whose end the tokeniser has cut, and how many tokens they have.
+
+    Args:
+        tokenizer: Of the model.
+        texts: N texts.
+        tokens: What it made of them, (N, L).
+    """
     full = tokens[:, -1] != 0
     if full.any() and not (
         isinstance(tokenizer, OpenClipTokenizer) and tokenizer.ids("") is not None
     ):
         full &= tokens[:, -1] != tokenizer([""])[0, -1]  # others pad with other ids
     for place in full.nonzero().flatten().tolist():
-        text, room = texts[place], tokens.shape[1]
+        room = tokens.shape[1]
         found = f"at least {room} tokens"
         if isinstance(tokenizer, OpenClipTokenizer):
-            ids = tokenizer.ids(text)
+            ids = tokenizer.ids(texts[place])
             if ids is not None and len(ids) + 2 <= room:
                 continue
             found = f"{len(ids) + 2} tokens" if ids is not None else found
-        raise DataError(
-            f"the text {text[:200]!r} has {found} with its start and end, but the model reads "
-            f"{room}, so its end would be cut off. Shorten the caption, class name or template."
-        )
+        yield place, found
 
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + " ,.-()/:")

@@ -1,7 +1,7 @@
 """Metrics of whole arrays, computed once; numpy only, so reports need no torch.
 
 Shares lie in [0, 1], never per cent. Sums are taken in float64. Calibration errors and temperatures
-are in `reliability`; they have their names here too.
+are in `reliability`, ranks in `ranking`; they have their names here too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .errors import DataError
+from .ranking import recall_at_k as recall_at_k
 from .reliability import Booleans as Booleans
 from .reliability import Floats as Floats
 from .reliability import Labels as Labels
@@ -109,6 +110,21 @@ def real_accuracy(
     return (float(np.mean(hits)), len(hits)) if hits else None
 
 
+def vqa_agreement(agreeing: Labels) -> Floats:
+    """Return the soft accuracy of answers, min(agreeing / 3, 1), (N,).
+
+    The plain formula over all ten people, without the official program's average over leaving
+    each of them out.
+
+    Args:
+        agreeing: How many of the ten people who were asked gave the answer, (N,).
+
+    Source: Antol et al. 2015, arXiv 1505.00468, section 3 (VQA).
+    """
+    shares: Floats = np.minimum(agreeing.astype(np.float64) / 3.0, 1.0)
+    return shares
+
+
 def bootstrap_interval(
     values: Floats | Booleans, level: float = 0.95, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:
@@ -158,52 +174,6 @@ def paired_bootstrap(
     require_pair(a, b)
     gap = a.astype(np.float64) - b.astype(np.float64)
     return float(gap.mean()), *bootstrap_interval(gap, level, seed, resamples)
-
-
-def recall_at_k(
-    queries: Floats,
-    gallery: Floats,
-    query_labels: Labels,
-    gallery_labels: Labels,
-    ks: Sequence[int] = (1, 5, 10),
-    chunk: int = 1024,
-) -> dict[int, float]:
-    """Return the share of queries with a positive among their k best gallery rows, for each k.
-
-    Rows with equal labels are positives; one suffices. Of equal scores the lower gallery index
-    ranks first.
-
-    Args:
-        queries: Unit rows, (N, D).
-        gallery: Unit rows, (M, D).
-        query_labels: (N,).
-        gallery_labels: (M,).
-        ks: Ranks, >= 1.
-        chunk: Queries scored at once; bounds memory, does not change the result.
-
-    Raises:
-        DataError: If shapes do not fit, there are no queries, or a query has no positive.
-    """
-    _require_embeddings(queries, query_labels)
-    _require_embeddings(gallery, gallery_labels)
-    hopeless = ~np.isin(query_labels, gallery_labels)
-    if hopeless.any():
-        raise DataError(
-            f"{int(hopeless.sum())} of {len(queries)} queries have no positive in the gallery, "
-            f"the first is query {int(hopeless.argmax())} with label "
-            f"{query_labels[hopeless.argmax()]}; leave them out or complete the gallery."
-        )
-    ranks = np.empty(len(queries), dtype=np.int64)
-    for start in range(0, len(queries), chunk):
-        part = slice(start, start + chunk)
-        scores = queries[part] @ gallery.T
-        positive = query_labels[part, None] == gallery_labels[None, :]
-        # The best positive: highest score, then lowest index (argmax takes the first).
-        best = np.where(positive, scores, -np.inf).argmax(axis=1)[:, None]
-        score = np.take_along_axis(scores, best, axis=1)
-        before = (scores > score) | ((scores == score) & (np.arange(len(gallery)) < best))
-        ranks[part] = before.sum(axis=1)
-    return {k: float(np.mean(ranks < k)) for k in ks}
 
 
 def harmonic_mean(a: float, b: float) -> float:
@@ -331,11 +301,3 @@ def harmonic_interval(
     means = [harmonic_mean(float(a), float(b)) for a, b in zip(*drawn, strict=True)]
     low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
-
-
-def _require_embeddings(rows: Floats, labels: Labels) -> None:
-    if rows.ndim != 2 or labels.shape != rows.shape[:1] or len(rows) == 0:
-        raise DataError(
-            f"embeddings have shape {rows.shape} and labels {labels.shape}; "
-            "expected (N, D) and (N,) with N >= 1."
-        )

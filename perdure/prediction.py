@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -64,6 +65,13 @@ class How:
     progress: Progress | None = None
     """Told about finished images"""
 
+    def halved(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context in which the image tower scores, as `precision` says.
+
+        One for every setting of the weights: within one, torch would keep the halves of the last.
+        """
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:
@@ -82,9 +90,16 @@ def spread(dataset: Dataset, limit: int | None) -> Dataset:
     """Return at most `limit` images of a data set, evenly spread over its order."""
     if limit is None or limit >= len(dataset):
         return dataset
+    return Part(dataset, spread_rows(len(dataset), limit))
+
+
+def spread_rows(number: int, limit: int | None) -> NDArray[np.int64]:
+    """Return at most `limit` of so many rows, evenly spread over their order."""
+    if limit is None or limit >= number:
+        return np.arange(number)
     if limit < 1:
         raise DataError(f"the limit is {limit} images per split; it must be at least 1.")
-    return Part(dataset, np.linspace(0, len(dataset) - 1, limit).round().astype(np.int64))
+    return np.asarray(np.linspace(0, number - 1, limit).round(), dtype=np.int64)
 
 
 def open_suite(suite: Suite, how: How) -> Iterator[tuple[Split, Unit]]:
@@ -208,7 +223,7 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     Raises:
         WeightsError: If a logit is not finite.
     """
-    runtime, half = how.runtime, how.precision == "bf16"
+    runtime = how.runtime
     place: dict[str, Any] = {"device": predictor.device, "workers": how.workers}
     if runtime is not None:
         place |= {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
@@ -221,8 +236,7 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
         for position, move in moves.items():
             move()
-            # A context each: within one, torch would keep halved weights of the position before.
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+            with how.halved(images.device):
                 logits = scorers[position](images)
             parts[position].append(select_columns(logits.float(), unit.columns))
             if how.progress is not None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from .documents import Table, find_recipe, override, read_document
-from .errors import RecipeError, nearest
+from .errors import RecipeError
+from .faults import explain
+from .guard_spec import GuardSpec
 from .method import AsIs, Method, parse_method
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -26,6 +26,10 @@ class _Table:
     """A part of a recipe; unknown keys are faults."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys that older versions do not know, which are not written where they are null: so runs of
+    before and after have equal recipes"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +156,18 @@ class ValidateSpec(_Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnoseSpec(_Table):
+    """What a run says of itself against the pre-trained model, in its log; changes no weight."""
+
+    every: Count
+    """Optimiser steps between two looks; the last step has one too"""
+    images: Annotated[int, Field(ge=2)] = 128
+    """Images looked at: of the first validation split, and as many of training for the spans"""
+    energy: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Share of the mean squared length of a layer's inputs that their span keeps"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSpec(_Table):
     """How the run is carried out; apart from `precision` it does not change what is computed."""
 
@@ -179,18 +195,33 @@ HOW = frozenset(
 )
 """Keys of `run` that may change when a run is resumed"""
 
+ASIDE = ("diagnose",)
+"""Tables that change nothing that is trained: runs with and without compare, and resume"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(_Table):
     """A training run as a value."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"guard", "diagnose"})
 
     model: ModelSpec
     data: DataSpec
     method: Annotated[Method, AsIs()]
     optim: OptimSpec
     validate: ValidateSpec = field(default_factory=ValidateSpec)
+    guard: GuardSpec | None = None
     run: RunSpec = field(default_factory=RunSpec)
+    diagnose: DiagnoseSpec | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a guard that would look at other steps than validation does."""
+        if self.guard is not None and self.guard.every and self.validate.splits:
+            raise ValueError(
+                f"guard.every is {self.guard.every}, but validate.splits are given and the guard "
+                "looks whenever these are validated on; set validate.every instead"
+            )
 
 
 def load_recipe(source: Path | str, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -227,7 +258,7 @@ def parse_recipe(table: Table, source: str = "the recipe") -> Recipe:
     try:
         recipe = TypeAdapter(Recipe).validate_python(parts)
     except ValidationError as error:
-        faults += _explain(error.errors())
+        faults += explain(error.errors(), Recipe)
     if faults:
         lines = "".join(f"\n  {fault}" for fault in faults)
         raise RecipeError(f"{source} has {len(faults)} fault{'s'[: len(faults) > 1]}:{lines}")
@@ -243,6 +274,7 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
     """Return "key: old -> new" for every key that changes what is computed."""
     before, after = _flat(plain(old)), _flat(plain(new))
     keys = [key for key in before | after if key not in {f"run.{name}" for name in HOW}]
+    keys = [key for key in keys if key.partition(".")[0] not in ASIDE]
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in keys
@@ -258,6 +290,9 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [item.name for item in dataclasses.fields(value)]
         options = {name: plain(getattr(value, name)) for name in names}
+        for name in getattr(value, "later", ()):
+            if options[name] is None:
+                del options[name]
         return {"name": value.name} | options if _is_method(value) else options
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
@@ -277,49 +312,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         rows |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
     return rows
-
-
-def _explain(errors: list[ErrorDetails]) -> list[str]:
-    """One line per key: its dotted path, what was found, what is allowed."""
-    lines: dict[str, str] = {}
-    for error in errors:
-        key, names = _locate(error["loc"])
-        found, kind = error["input"], error["type"]
-        message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-        if kind in {"unexpected_keyword_argument", "extra_forbidden"}:
-            hint = nearest(key.rpartition(".")[2], names)
-            text = f"unknown key{'; ' + hint if hint else ''} Allowed: {', '.join(names)}."
-        elif kind == "missing":
-            text = "missing; it must be given."
-        elif kind == "value_error":
-            text = f"{message}."
-        else:
-            hint = nearest(str(found), re.findall(r"'([^']*)'", message))
-            text = f"{found!r} is not allowed; {message[:1].lower()}{message[1:]}. {hint}".rstrip()
-        lines[key] = f"{lines[key]} Or: {message}." if key in lines else f"{key}: {text}"
-    return list(lines.values())
-
-
-def _locate(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """Return the dotted key without pydantic's names of union members, and the keys beside it."""
-    spec: Any = Recipe
-    path: list[str] = []
-    names: list[str] = []
-    for part in location:
-        if not dataclasses.is_dataclass(spec):
-            if isinstance(part, int):
-                path.append(str(part))
-            continue
-        names = [item.name for item in dataclasses.fields(spec)]
-        path.append(str(part))
-        spec = _PARTS.get(str(part)) if spec is Recipe else None
-    return ".".join(path), names
-
-
-_PARTS = {
-    "model": ModelSpec,
-    "data": DataSpec,
-    "optim": OptimSpec,
-    "validate": ValidateSpec,
-    "run": RunSpec,
-}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +15,10 @@ from .comparison import Point
 from .documents import parse_yaml
 from .errors import RecipeError, RunError, nearest
 from .files import read_json
+from .identities import identity as identity
+from .identities import key_of as key_of
 from .metrics import harmonic_mean
-from .recipe import HOW
+from .ranking import KS
 from .rundir import is_run, require_readable, runs_in
 
 Splits = Mapping[str, Mapping[str, Any]]
@@ -26,9 +26,6 @@ Splits = Mapping[str, Mapping[str, Any]]
 
 HARMONIC = {"harmonic": ("base", "novel"), "harmonic_ood": ("base_ood", "novel_ood")}
 """Words for harmonic means, and the two words they are of"""
-
-_LATER = {"data.transform": "exact"}
-"""Keys that recipes of older versions lack, and the value that says what those did"""
 
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What reading raises where a file holds something else than perdure writes"""
@@ -90,11 +87,6 @@ class Record:
             raise _damaged(path, error) from None
 
 
-def key_of(settings: Mapping[str, Any]) -> str:
-    """Return settings as canonical text."""
-    return json.dumps(settings, sort_keys=True, default=str)
-
-
 _LEAVES_OUT = {"art": "corrupt", "without_objectnet": "objectnet"}
 """Means over shifted sets but one, which exist where that one does"""
 
@@ -103,7 +95,8 @@ def summary(splits: Splits) -> dict[str, float]:
     """Return what the splits of one model come to, as far as their roles allow.
 
     The keys are those words of `perdure.reporting` that one model has by itself, and the names of
-    the main metrics of tasks other than classification, averaged over their splits.
+    the main metrics of tasks other than classification, averaged over their splits; of retrieval
+    also `rsum`.
     """
     ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
     of_role: dict[str, list[str]] = {}
@@ -131,10 +124,28 @@ def summary(splits: Splits) -> dict[str, float]:
         if entry.get("task") != "classify":
             others.setdefault(str(entry["metric"]), []).append(main_value(entry))
     values |= {metric: float(np.mean(found)) for metric, found in others.items()}
+    searched = [entry for entry in splits.values() if entry.get("task") == "retrieve"]
+    if searched:
+        values["rsum"] = rsum(searched)
     for word, (base, novel) in HARMONIC.items():
         if base in values and novel in values:
             values[word] = harmonic_mean(values[base], values[novel])
     return values
+
+
+def rsum(entries: Sequence[Mapping[str, Any]]) -> float:
+    """Return the sum of the six recalls (at 1, 5 and 10, both ways), averaged over data sets.
+
+    A sum of shares, in [0, 6]; printed in per cent it is the RSUM of published tables, 0 to 600.
+
+    Args:
+        entries: Both directions of every data set.
+    """
+    of_set: dict[str, float] = {}
+    for entry in entries:
+        own = sum(float(entry[f"recall_at_{k}"]) for k in KS)
+        of_set[entry["set"]] = of_set.get(entry["set"], 0.0) + own
+    return float(np.mean(list(of_set.values())))
 
 
 def main_value(entry: Mapping[str, Any]) -> float:
@@ -146,61 +157,6 @@ def point(position: float, splits: Splits) -> Point:
     """Return one model as a point of a trade-off curve."""
     values = summary(splits)
     return Point(position, values["id"], values["ood"])
-
-
-def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None, dict[str, Any]]:
-    """Return method, interpolation share, seed, and settings of a recipe or merge document."""
-    if "kind" in document:
-        inputs = [identity(_origin(entry)) for entry in document["inputs"]]
-        seeds = {seed for _, _, seed, _ in inputs if seed is not None}
-        methods = [method for method, _, _, _ in inputs if method != "zero-shot"]
-        kind = str(document["kind"])
-        settings: dict[str, Any] = {
-            "alpha": None,
-            "shares": None,
-            **{key: value for key, value in document.items() if key != "greedy"},
-            # A soup of three seeds is one thing, whatever the seeds: members in any order.
-            "inputs": sorted(key_of(inner) for _, _, _, inner in inputs),
-        }
-        method = kind
-        if methods and kind not in ("soup", "zero-shot", "checkpoint"):
-            method = methods[-1] if kind == "wise-ft" else f"{methods[-1]} + {kind}"
-        alpha = document.get("alpha") if kind == "wise-ft" else None
-        return method, alpha, seeds.pop() if len(seeds) == 1 else None, settings
-    if "method" in document:
-        flat = _flatten(document)
-        for key in ("seed", *(f"run.{name}" for name in HOW)):
-            flat.pop(key, None)
-        for key, value in _LATER.items():
-            if flat.get(key) == value:
-                del flat[key]
-        seed = document.get("seed")
-        return str(document["method"]["name"]), None, seed, flat
-    named = str(document.get("model"))  # as the documents of untouched models have it
-    foreign = "@" in named and not named.startswith("hf-hub:")
-    return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
-
-
-def _origin(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the document that an input of a merge came from."""
-    for word in ("recipe", "merge"):
-        if entry.get(word):
-            found: Mapping[str, Any] = entry[word]
-            return found
-    return {"model": entry.get("model") or entry.get("subject")}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables as dotted keys; the seed in the name of a run directory is removed."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        elif isinstance(value, str):
-            flat[prefix + key] = re.sub(r"seed-\d+", "seed-*", value)
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def read(path: Path, suite: str | None = None) -> Record:
@@ -249,7 +205,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     method, alpha, seed, settings = identity(origin)
     tuned = None
     if origin.get("kind") == "wise-ft":
-        ends = [identity(_origin(entry)) for entry in origin["inputs"]]
+        ends = [identity(origin(entry)) for entry in origin["inputs"]]
         tuned = next((inner for name, _, _, inner in reversed(ends) if name != "zero-shot"), None)
     sweep_file = path / "scores" / f"{suite}.sweep.json"
     sweep: dict[float, Splits] = {}

@@ -8,8 +8,10 @@ model minus that of the run; `base` and `novel` the accuracies on trained and he
 `base_ood` and `novel_ood` those on shifted images of them; `target` the unweighted mean accuracy
 over tasks that were never trained on. `harmonic` is the harmonic mean of the averages over seeds of
 `base` and `novel`, as in published tables, and its spread that of the seeds' own harmonic means;
-`mean_harmonic` is the mean of these. `harmonic_ood` and `mean_harmonic_ood` likewise. Values are
-shares in [0, 1]; only Markdown prints per cent.
+`mean_harmonic` is the mean of these. `harmonic_ood` and `mean_harmonic_ood` likewise. Of other
+tasks than classification the word is the name of their main metric, such as `recall_at_1`, as the
+unweighted mean over splits; `rsum` is the sum of retrieval's six recalls, averaged over data sets.
+Values are shares in [0, 1] (`rsum` in [0, 6]); only Markdown prints per cent.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from .groups import Family, Group, check_comparable, families, group, zero_shot
 from .metrics import harmonic_of_means
 from .records import HARMONIC, Record, expand, hint, main_value, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
+from .tasks import TASKS
 
 if TYPE_CHECKING:
     from .run import Run
@@ -99,7 +102,18 @@ def compare(
             for target in at_id
         ),
         above=() if against is None else _above(groups, drawn, against),
+        metrics={
+            name: str(entry.get("metric", "accuracy")) for name, entry in records[0].splits.items()
+        },
+        counted=_counted(records[0]),
     )
+
+
+def _counted(record: Record) -> str:
+    """Return what the numbers of examples count; splits of several tasks have "examples"."""
+    tasks = {str(entry.get("task", "classify")) for entry in record.splits.values()}
+    known = [entry.counted for name, entry in TASKS.items() if name in tasks]
+    return known[0] if len(known) == len(tasks) == 1 else "examples"
 
 
 def _path(run: Run | Path | str) -> Path:

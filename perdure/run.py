@@ -169,14 +169,18 @@ class Run:
         write_text(self.path / "log.jsonl", "".join(rows))
 
     def save_state(self, cursor: Cursor, learner: nn.Module, optimizer: Optimizer) -> Path:
-        """Write a resumable state; the last two and the best on validation are kept.
+        """Write a resumable state; kept are the last two, the best and the last good one.
 
         Raises:
             RunError: If it cannot be written; the states before are untouched.
         """
         path = states.save_state(self.states, cursor, learner, optimizer)
-        states.prune_states(self.states, keep=2, also=(cursor.best_step,))
+        states.prune_states(self.states, keep=2, also=(cursor.best_step, cursor.good_step))
         return path
+
+    def drop_states(self, after: int) -> None:
+        """Delete the states of later steps, from which the run is not to go on."""
+        states.drop_states(self.states, after)
 
     def load_state(self, learner: nn.Module, optimizer: Optimizer) -> Cursor:
         """Put learner and optimiser into the newest whole state; step 0 if there is none.

@@ -44,6 +44,8 @@ class Cursor:
     """Step with the best validation so far"""
     best_value: float | None = None
     """Mean accuracy over the validation splits there, in [0, 1]"""
+    good_step: int = 0
+    """Last step at which the guard found nothing; 0 before the first look"""
     scaler: dict[str, Any] = field(default_factory=dict)
     """Loss scale of fp16"""
 
@@ -157,6 +159,17 @@ def prune_states(folder: Path, keep: int, also: Iterable[int | None] = ()) -> No
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
     remove_unfinished(folder)
+
+
+def drop_states(folder: Path, after: int) -> None:
+    """Delete the states of later steps than `after`, the newest first.
+
+    Whenever it is cut short, what is left are states of one run, from which it can go on.
+    """
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        if path.name > f"step_{after:08d}":
+            (path / _COMPLETE).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def state_of(folder: Path, step: int) -> Path:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .comparison import Difference, Reading
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     alpha: float | None
     seeds: tuple[int | None, ...]
     splits: dict[str, Reading]
-    """Accuracy per split"""
+    """Main metric, such as accuracy, per split"""
     values: dict[str, Reading]
     """The words of `perdure.reporting` that the suite allows"""
     trainable: int | None
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The accuracy of the first row minus that of the second, on the same images."""
+    """The main metric of the first row minus that of the second, on the same examples."""
 
     first: str
     second: str
@@ -72,24 +72,44 @@ class Report:
     suite: str
     definition: str
     images: Mapping[str, int]
-    """Split to number of images"""
+    """Split to number of images, or of queries or questions"""
     roles: Mapping[str, str]
     """Split to role"""
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...] = ()
     equal: tuple[Equal, ...] = ()
     above: tuple[Above, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """Split to its main metric, whose values the rows and pairs have"""
+    counted: str = "images"
+    """What the numbers in `images` count"""
+
+    def _words(self) -> list[str]:
+        """Return the words that any row has, those of `WORDS` first."""
+        found = dict.fromkeys(word for row in self.rows for word in row.values)
+        return sorted(found, key=lambda word: WORDS.index(word) if word in WORDS else len(WORDS))
+
+    def _measured(self) -> str:
+        """Return what the numbers of splits are."""
+        names = [name.replace("_", " ") for name in dict.fromkeys(self.metrics.values())]
+        what = ", ".join(names or ["accuracy"])
+        ece = " and 15-bin ECE" if any("ece_id" in row.values for row in self.rows) else ""
+        return what[:1].upper() + what[1:] + ece
 
     def to_markdown(self) -> str:
-        """Return the report as Markdown tables, accuracies in per cent."""
-        words = [word for word in WORDS if any(word in row.values for row in self.rows)]
+        """Return the report as Markdown tables, shares in per cent."""
+        words = self._words()
         # A role with a single split has that split's accuracy as its word.
         roles = list(self.roles.values())
-        split_names = [name for name, role in self.roles.items() if roles.count(role) > 1]
+        split_names = [
+            name
+            for name, role in self.roles.items()
+            if roles.count(role) > 1 or (role not in words and len(roles) > 1)
+        ]
         sections = [
             f"# {self.suite}\n\n"
-            f"Accuracy and 15-bin ECE in per cent, mean ± standard deviation over seeds; "
-            f"definition {self.definition[:12]}. Images per split: "
+            f"{self._measured()} in per cent, mean ± standard deviation over seeds; "
+            f"definition {self.definition[:12]}. {self.counted.capitalize()} per split: "
             + ", ".join(f"{name} {n}" for name, n in self.images.items())
             + ".",
             table(
@@ -110,7 +130,7 @@ class Report:
         if self.pairs:
             sections += [
                 "## Differences\n\nFirst minus second in points, with the 95 % interval of a "
-                "bootstrap over images, paired by image; it does not cover the choice of seeds.",
+                f"bootstrap over paired {self.counted}; it does not cover the choice of seeds.",
                 table(
                     ["first", "second", *self.pairs[0].values],
                     [[one.first, one.second, *map(gap, one.values.values())] for one in self.pairs],
@@ -149,7 +169,7 @@ class Report:
 
     def to_csv(self) -> str:
         """Return the rows as CSV: mean and sd of every value as shares, one line per row."""
-        words = [word for word in WORDS if any(word in row.values for row in self.rows)]
+        words = self._words()
         names = [*words, *(f"split:{name}" for name in self.images)]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -170,6 +190,7 @@ class Report:
             "definition": self.definition,
             "images": dict(self.images),
             "roles": dict(self.roles),
+            "metrics": dict(self.metrics),
         }
         for name in ("rows", "pairs", "equal", "above"):
             document[name] = [_plain(one) for one in getattr(self, name)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -14,24 +14,26 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
-from .data.datasets import Dataset, is_of_sentences, open_dataset, templates_for
+from .data.datasets import Dataset, is_of_sentences
 from .data.loading import Loader
+from .diagnosis.watching import Watch, watch
 from .errors import DataError, DivergedError
-from .foreign import is_foreign, read_tuned
+from .files import finite
+from .guard import Guard
 from .learner import Learner
 from .loop import Tick as Tick
 from .loop import steps as steps
 from .method import Context
+from .opening import all_classes, open_split, open_validated
+from .opening import find_templates as find_templates
+from .opening import load_student as load_student
 from .optim import Schedule
 from .prediction import predict
-from .predictor import Predictor
-from .recipe import DataSpec, ModelSpec, Recipe
+from .recipe import Recipe
 from .run import Run
-from .rundir import is_run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
 from .states import Cursor
-from .subjects import find, is_kept_apart
 
 Progress = Callable[[Tick, int], None]
 """Called after every step with the number of all steps."""
@@ -66,7 +68,7 @@ def train(
         DivergedError: If a loss is not finite; the last good state stays.
         DataError: If data are missing or damaged.
         WeightsError: If the model is unknown or its weights do not fit.
-        TaskError: If method and task do not fit.
+        TaskError: If method and task do not fit, or the start is below the guard's floor.
     """
     run = Run(out)
     say = say or _ignore
@@ -83,12 +85,20 @@ def train(
         say = _ignore
     try:
         work = Work.prepare(recipe, runtime)
+        said = work.begin_guard(run)
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
+        if said is not None and work.guard is not None:
+            if runtime.is_main:
+                run.update_status(guard=work.guard.record)
+            say(said)
         runtime.wait()
         say(f"Training on {runtime.describe()}; {work.total} steps.")
-        _carry_out(work, run, progress, say)
+        while not _carry_out(work, run, progress, say):
+            runtime.wait()
+            del work  # its memory is needed
+            work = Work.prepare(recipe, runtime)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -112,13 +122,16 @@ class Work:
     total: int
     validation: dict[str, Dataset]
     templates: tuple[str, ...]
+    guard: Guard | None = None
+    watch: Watch | None = None
+    """What `diagnose` asks for, on the main process"""
 
     @classmethod
     def prepare(cls, recipe: Recipe, runtime: Runtime) -> Work:
         """Build everything, and write nothing; raises as `train` does."""
         data, spec = recipe.data, recipe.optim
         torch.manual_seed(recipe.seed)  # methods may draw first weights
-        dataset = _open(data, data.split, recipe.seed)
+        dataset = open_split(data, data.split, recipe.seed)
         templates = find_templates(data)
         classes = () if dataset.captioned else dataset.classes
         student = load_student(recipe.model, recipe.seed, classes)
@@ -145,16 +158,23 @@ class Work:
             templates,
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
             recipe.seed,
-            lambda: _all_classes(data, recipe.seed),
+            lambda: all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
-        validation = {name: _validation(data, name, recipe.seed) for name in recipe.validate.splits}
+        splits = recipe.validate.splits
+        validation = {name: open_validated(data, name, recipe.seed) for name in splits}
+        guard = Guard.of(recipe, runtime)
+        watching = None
+        if recipe.diagnose is not None and runtime.is_main:
+            prompts = ("{}",) if sentences else templates
+            watching = watch(recipe, learner, context.zeroshot(), dataset, prompts, validation)
         return cls(
-            recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates
-        )
+            recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates,
+            guard, watching,
+        )  # fmt: skip
 
     def logs(self, step: int) -> bool:
         """Return whether the log gets a line after this step."""
@@ -170,9 +190,29 @@ class Work:
         every = self.recipe.validate.every or self.loader.steps_per_epoch
         return bool(self.validation) and (step % every == 0 or step == self.total)
 
+    def looks(self, step: int) -> bool:
+        """Return whether the guard looks after this step."""
+        if self.guard is None or self.validation:
+            return self.guard is not None and self.validates(step)
+        every = self.guard.spec.every or self.loader.steps_per_epoch
+        return step % every == 0 or step == self.total
+
+    def diagnoses(self, step: int) -> bool:
+        """Return whether what has changed since the start is looked at after this step."""
+        spec = self.recipe.diagnose
+        return spec is not None and (step % spec.every == 0 or step == self.total)
+
     def reads(self, step: int) -> bool:
         """Return whether anybody needs the values of this step."""
-        return self.logs(step) or self.saves(step) or self.validates(step)
+        asks = (self.logs, self.saves, self.validates, self.looks, self.diagnoses)
+        return any(wants(step) for wants in asks)
+
+    def begin_guard(self, run: Run) -> str | None:
+        """Let the guard of a new run measure before training; None where there is none."""
+        if self.guard is None or (run.path.exists() and "guard" in run.status()):
+            return None
+        model = self.recipe.model
+        return self.guard.begin(self.learner, lambda: zoo.load(model.name, model.weights))
 
     def validate(self) -> dict[str, float]:
         """Return the accuracy of what the learner would deliver now, per validation split."""
@@ -184,60 +224,36 @@ class Work:
         return accuracies
 
 
-def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Predictor:
-    """Return the predictor that training starts from, with the modules that were added to it.
+def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> bool:
+    """Train from the newest state to the end and write the result.
 
-    Methods that train a plain CLIP fold these; those that continue what was added do not.
-
-    Args:
-        model: What it is.
-        seed: Takes the place of "{seed}".
-        classes: Of the task, for checkpoints in which something belongs to each class.
-
-    Raises:
-        RunError: If `model.init` is neither a finished run nor anything else that can be read.
-        WeightsError: If the model is unknown or its weights do not fit.
+    Return False where the guard acted: to be called again, with everything built anew.
     """
-    if model.init is None:
-        return zoo.load(model.name, model.weights)
-    path = Path(str(model.init.expanduser()).replace("{seed}", str(seed)))
-    if is_kept_apart(path):
-        return find(path).unfolded()
-    if not is_run(path) and is_foreign(path):
-        return read_tuned(path, zoo.load(model.name, model.weights), classes)
-    return Run(path).predictor()
-
-
-def find_templates(data: DataSpec) -> tuple[str, ...]:
-    """Return the prompts of the classes: given, of a named set, or those of the data set.
-
-    Raises:
-        DataError: If there is no such set.
-    """
-    if isinstance(data.templates, tuple):
-        return data.templates
-    return templates_for(data.templates or data.name, data.root)
-
-
-def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> None:
-    """Train from the newest state to the end and write the result."""
     recipe, runtime, learner, total = work.recipe, work.runtime, work.learner, work.total
+    guard = work.guard
+    if guard is not None:
+        guard.read(run)
+    ended = guard is not None and guard.stopped
     cursor = run.load_state(learner, work.optimizer)
     runtime.load_scaler_state(cursor.scaler)
     runtime.wait()  # nobody may delete a state that another process still reads
     if runtime.is_main:
-        run.cut_log(cursor.step)
+        if not ended:
+            run.cut_log(cursor.step)
+        if guard is not None:
+            guard.catch_up(run)
         run.update_status(state="running", total_steps=total, **_sizes(learner))
     if cursor.step:
         say(f"Resumed after step {cursor.step} of {total}.")
     before = cursor.seconds
-    batches = work.loader.batches(cursor.step, total)
+    batches = () if ended else work.loader.batches(cursor.step, total)
+    schedule = work.schedule if guard is None else guard.lowered(work.schedule)
     with StopRequest() as stop:
         for tick in steps(
             learner,
             batches,
             work.optimizer,
-            work.schedule,
+            schedule,
             runtime,
             seed=recipe.seed,
             start=cursor.step,
@@ -255,34 +271,55 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> Non
             seconds = before + tick.seconds
             cursor = replace(cursor, step=step, seconds=seconds, scaler=runtime.scaler_state())
             if runtime.is_main and work.logs(step):
-                run.log(_row(tick))
+                run.log(finite(tick._asdict()))
                 run.update_status(step=step, seconds=seconds)
-            best = cursor.best_step
+            if work.watch is not None and work.diagnoses(step):
+                run.log({"step": step, "diagnosis": work.watch.look(learner)})
             if work.validates(step):
                 cursor = _judge(cursor, work.validate(), run if runtime.is_main else None)
-            stopping = step < total and runtime.total(stop.number is not None) > 0
-            improved = cursor.best_step != best and step < total
-            if runtime.is_main and (work.saves(step) or improved or stopping):
+            asked = runtime.total(stop.number is not None) > 0
+            if guard is not None and work.looks(step):
+                look = guard.look(learner.export())
+                if not guard.holds(look):
+                    say(guard.act(run, cursor, look, write=runtime.is_main))
+                    if asked and not guard.stopped:
+                        _interrupt(run, stop, cursor.good_step, before, write=runtime.is_main)
+                    return False
+                cursor = replace(cursor, good_step=step)
+                if runtime.is_main:
+                    run.log({"step": step, "guard": look._asdict()})
+            stopping = step < total and asked
+            marked = step < total and step in (cursor.good_step, cursor.best_step)
+            if runtime.is_main and (work.saves(step) or marked or stopping):
                 run.save_state(cursor, learner, work.optimizer)
             if stopping:
-                if runtime.is_main:
-                    run.update_status(state="stopped", step=step, seconds=seconds)
-                raise Interrupted(stop.number or signal.SIGTERM, step, run.path)
-    delivered = total
+                _interrupt(run, stop, step, seconds, write=runtime.is_main)
+    reached = cursor.good_step if ended else total
+    if ended and cursor.step != reached:
+        run.load_step(reached, learner, work.optimizer)
+    delivered = reached
     if recipe.validate.select == "best" and cursor.best_step is not None:
         delivered = cursor.best_step
-        if delivered != total:
+        if delivered != reached:
             run.load_step(delivered, learner, work.optimizer)
     if runtime.is_main:
         run.finish(
             learner.export().cpu(),
             keep_states=recipe.run.keep,
-            step=total,
+            step=reached,
             delivered_step=delivered,
             seconds=cursor.seconds,
             best_step=cursor.best_step,
             best_value=cursor.best_value,
         )
+    return True
+
+
+def _interrupt(run: Run, stop: StopRequest, step: int, seconds: float, *, write: bool) -> NoReturn:
+    """End training that was asked to stop, with everything up to `step` saved."""
+    if write:
+        run.update_status(state="stopped", step=step, seconds=seconds)
+    raise Interrupted(stop.number or signal.SIGTERM, step, run.path)
 
 
 def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cursor:
@@ -295,46 +332,11 @@ def _judge(cursor: Cursor, accuracies: dict[str, float], run: Run | None) -> Cur
     return replace(cursor, best_step=cursor.step, best_value=value)
 
 
-def _row(tick: Tick) -> dict[str, object]:
-    """Return a tick as the log holds it; JSON has no number for what is not finite."""
-    stats = {
-        name: value if math.isfinite(value) else None for name, value in (tick.stats or {}).items()
-    }
-    return {**tick._asdict(), "stats": stats}
-
-
 def _sizes(learner: nn.Module) -> dict[str, int]:
     """Return how many numbers are trained, and how many there are."""
     parameters = list(learner.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return {"trainable": trainable, "parameters": sum(each.numel() for each in parameters)}
-
-
-def _open(data: DataSpec, split: str, seed: int) -> Dataset:
-    return open_dataset(
-        data.name,
-        split,
-        data.root,
-        seed=seed,
-        shots=data.shots,
-        classes=data.classes,
-        sampling=data.sampling,
-        damaged=data.damaged,
-        transform=data.transform,
-    )
-
-
-def _validation(data: DataSpec, split: str, seed: int) -> Dataset:
-    """Open images to validate on: all of them, unless few-shot subsets are the published ones."""
-    if data.sampling == "coop":
-        return _open(data, split, seed)
-    return _open(replace(data, shots=None), split, 0)
-
-
-def _all_classes(data: DataSpec, seed: int) -> tuple[str, ...]:
-    """Return the class names of the whole data set, of which a recipe may take a part."""
-    whole = _open(replace(data, classes="all"), data.split, seed)
-    return () if whole.captioned else whole.classes
 
 
 def _ignore(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -208,3 +209,15 @@ def flickr(root: Path, kind: str) -> Path:
             lines += [f"{image['filename']},{text} {place}" for text in TEXTS if own == split]
         (base / f"flickr30k_{split}_karpathy.txt").write_text("\n".join(lines) + "\n")
     return root
+
+
+def shard(file: Path, samples: list[dict[str, bytes]], first: int = 0) -> Path:
+    """Write a tar file of samples, from endings to contents."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for number, parts in enumerate(samples, start=first):
+            for kind, content in parts.items():
+                member = tarfile.TarInfo(f"{number:06d}.{kind}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return file

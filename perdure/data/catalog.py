@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
-from .folders import PICTURES, entries
+from .folders import PICTURES, as_paths, entries
 
 _SHOWN = 3
 
@@ -45,6 +45,9 @@ class Catalog:
     """Pixels cut off on every side before anything else"""
     expected: int | None = None
     """Number of pictures of a whole copy; None if unknown"""
+    read: Callable[[int], bytes] | None = None
+    """From a row to its picture's content, where pictures are in no files of their own, and `paths`
+    only say which is meant"""
     proved: bool = False
     """Whether `expected` was counted on a real copy, not only written somewhere"""
 
@@ -148,11 +151,6 @@ def list_folders(
         paths += [os.fsencode(f"{folder}/{name}") for name in names]
         labels += [label] * len(names)
     return as_paths(paths), np.array(labels, dtype=np.int64)
-
-
-def as_paths(paths: Sequence[bytes] | Sequence[str]) -> NDArray[np.bytes_]:
-    """Return paths as one array of bytes."""
-    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
 
 
 def pick(catalog: Catalog, kept: NDArray[Any]) -> dict[str, Any]:

@@ -7,18 +7,20 @@ what may be wrong, such as a count that nobody has proved.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from .catalog import Catalog, NotThereError, as_paths
-from .layout import find_own
-from .published import FINDERS, SPLITS, probe, require_known
+from .catalog import Catalog
+from .published import FINDERS, require_known
 from .sentences import pictures_of
+from .survey import FOUND, survey_found, survey_published
 
 _LISTED = 5
 """Files that a fault names"""
@@ -86,12 +88,18 @@ def check(
     found = Findings(root)
     wanted = list(names) if names is not None else None
     for name in wanted or ():
-        if name != "own":
+        if name not in FOUND:
             require_known(name)
-    for name in wanted if wanted is not None else (*FINDERS, "own"):
-        before = len(found.faults)
-        catalogs = _own(root, found, wanted) if name == "own" else _published(name, root, found)
-        if not catalogs and wanted is not None and len(found.faults) == before:
+    for name in wanted if wanted is not None else (*FINDERS, *FOUND):
+        if name in FOUND:
+            if wanted is None and (found.parts or found.faults):
+                break  # a known data set is what lies there
+            catalogs, faults, remarks = survey_found(name, root, needed=wanted is not None)
+        else:
+            catalogs, faults, remarks = survey_published(name, root)
+        found.faults += faults
+        found.remarks += remarks
+        if not catalogs and not faults and wanted is not None:
             found.faults.append(f"{name}: nothing of it is below {root}.")
         for catalog in catalogs:
             found.parts.append(_look(catalog, found, decode=decode, progress=progress))
@@ -103,46 +111,6 @@ def check(
             "docs/own-data.md how pictures of your own may lie."
         )
     return found
-
-
-def _published(name: str, root: Path, found: Findings) -> list[Catalog]:
-    """Return the splits that are there; a split that is half there is a fault."""
-    catalogs, errors = [], []
-    for split in SPLITS[name]:
-        one = probe(name, split, root)
-        if isinstance(one, Catalog):
-            catalogs.append(one)
-        elif not isinstance(one, NotThereError):
-            errors.append(f"{name}, {split}: {one}")
-        elif catalogs or errors:
-            found.remarks.append(f"{name} has no {split}: {one}")
-    found.faults += errors
-    return catalogs
-
-
-def _own(root: Path, found: Findings, wanted: list[str] | None) -> list[Catalog]:
-    """Return a person's own splits as catalogs, unless published data sets are what lies there."""
-    if wanted is None and (found.parts or found.faults):
-        return []
-    catalogs = []
-    try:
-        own = find_own(root)
-        for split in own.splits:
-            listing = own.listing(split)
-            catalogs.append(
-                Catalog(
-                    name="own",
-                    split=split,
-                    root=own.beside,
-                    paths=as_paths([str(file.absolute()) for file in listing.files]),
-                    labels=np.array(listing.labels, dtype=np.int64),
-                    classes=listing.classes,
-                    texts=np.array(listing.labels) if listing.captioned else None,
-                )
-            )
-    except DataError as error:
-        found.faults.append(f"own: {error}")
-    return catalogs
 
 
 def _look(catalog: Catalog, found: Findings, *, decode: bool, progress: Progress | None) -> Part:
@@ -157,10 +125,10 @@ def _look(catalog: Catalog, found: Findings, *, decode: bool, progress: Progress
         catalog.expected,
         catalog=catalog,
     )
-    for relative, file in _files(catalog):
-        if not file.is_file():
+    for relative, row in _different(catalog):
+        if catalog.read is None and not catalog.file(row).is_file():
             part.missing.append(relative)
-        elif decode and not _decodes(file):
+        elif decode and not _decodes(catalog, row):
             part.damaged.append(relative)
         if progress is not None:
             progress(1)
@@ -186,18 +154,33 @@ def _look(catalog: Catalog, found: Findings, *, decode: bool, progress: Progress
     return part
 
 
-def _files(catalog: Catalog) -> Iterator[tuple[str, Path]]:
-    """Yield every different file once, in order."""
+def _different(catalog: Catalog) -> Iterator[tuple[str, int]]:
+    """Yield name and row of every different picture once, in order."""
     seen: set[bytes] = set()
-    for index, path in enumerate(catalog.paths.tolist()):
+    for row, path in enumerate(catalog.paths.tolist()):
         if path not in seen:
             seen.add(path)
-            yield path.decode("utf-8", "surrogateescape"), catalog.file(index)
+            yield path.decode("utf-8", "surrogateescape"), row
 
 
-def _decodes(file: Path) -> bool:
+def _open(catalog: Catalog, row: int) -> BinaryIO:
+    """Open a picture's content, wherever it is."""
+    return catalog.file(row).open("rb") if catalog.read is None else io.BytesIO(catalog.read(row))
+
+
+def _size(catalog: Catalog, row: int) -> int:
+    """Return a picture's length in bytes, -1 if it is not there."""
     try:
-        with Image.open(file) as picture:
+        if catalog.read is None:
+            return catalog.file(row).stat().st_size
+        return len(catalog.read(row))
+    except (OSError, DataError):
+        return -1
+
+
+def _decodes(catalog: Catalog, row: int) -> bool:
+    try:
+        with _open(catalog, row) as stream, Image.open(stream) as picture:
             picture.load()
     except Exception:  # pillow's decoders raise whatever they meet
         return False
@@ -211,24 +194,24 @@ def _shared(name: str, catalogs: list[Catalog], progress: Progress | None) -> li
         return []
     faults = []
     # Files of equal content have equal sizes, so most need not be read.
-    sizes: dict[int, list[tuple[str, Path]]] = {}
-    for relative, file in _files(train):
-        if file.is_file():
-            sizes.setdefault(file.stat().st_size, []).append((relative, file))
+    sizes: dict[int, list[tuple[str, int]]] = {}
+    for relative, row in _different(train):
+        sizes.setdefault(_size(train, row), []).append((relative, row))
+    sizes.pop(-1, None)
     hashes: dict[int, dict[bytes, str]] = {}
     for catalog in catalogs:
         if catalog is train:
             continue
         pairs = []
-        for relative, file in _files(catalog):
+        for relative, row in _different(catalog):
             if progress is not None:
                 progress(1)
-            size = file.stat().st_size if file.is_file() else -1
+            size = _size(catalog, row)
             if size not in sizes:
                 continue
             if size not in hashes:
-                hashes[size] = {_digest(one): name for name, one in sizes[size]}
-            same = hashes[size].get(_digest(file))
+                hashes[size] = {_digest(train, one): name for name, one in sizes[size]}
+            same = hashes[size].get(_digest(catalog, row))
             if same is not None:
                 pairs.append(f"{relative} = {same}")
         if pairs:
@@ -237,9 +220,9 @@ def _shared(name: str, catalogs: list[Catalog], progress: Progress | None) -> li
     return faults
 
 
-def _digest(file: Path) -> bytes:
+def _digest(catalog: Catalog, row: int) -> bytes:
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with _open(catalog, row) as stream:
         while block := stream.read(_HASHED):
             digest.update(block)
     return digest.digest()

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .catalog import Catalog, as_paths, find_folder
+from .catalog import Catalog, find_folder
+from .folders import as_paths
 from .tables import read_lines
 
 _FEW = re.compile(r"shot_(\d+)-seed_(\d+)(/val)?")

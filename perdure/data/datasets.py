@@ -61,7 +61,15 @@ DATASETS: dict[str, Reader] = {
         embedded=True,
         halves=True,
     ),
+    "emojishift-regions": Reader(
+        "perdure.data.scene_regions:open_scene_regions",
+        "perdure.data.captions:TEMPLATES",
+        embedded=True,
+    ),
     "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
+    "hf": Reader(
+        "perdure.data.hf_pictures:open_hf", "perdure.data.hf_pictures:hf_templates", sentences=True
+    ),
     "wds": Reader(
         "perdure.data.shards:open_shards",
         "perdure.data.shards:shard_templates",

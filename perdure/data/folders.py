@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError
 
@@ -78,3 +82,8 @@ def may_be_split(folder: Path) -> bool:
     """Return whether folders lie in a folder, or nothing at all."""
     inside = entries(folder)
     return not inside or any(entry.is_dir() for entry in inside)
+
+
+def as_paths(paths: Sequence[bytes] | Sequence[str] | Sequence[Path]) -> NDArray[np.bytes_]:
+    """Return paths as one array of bytes."""
+    return np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)

@@ -20,9 +20,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import DataError, nearest
 from .class_names import Names, read_names, read_templates
-from .folders import class_folders, entries, may_be_split, pictures
+from .folders import as_paths, class_folders, entries, may_be_split, pictures
 from .tables import TABLES, Row, Table, read_table
 
 HELD_OUT = 5
@@ -37,13 +40,14 @@ _NAMED = ("train", "val", "test")
 _OTHER_NAMES = {"valid": "val", "validation": "val"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Listing:
     """The pictures of one split, in a fixed order."""
 
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
-    """Index into `classes`"""
+    files: NDArray[np.bytes_]
+    """(N,), as the file system encodes them: a fifth of the memory of paths"""
+    labels: NDArray[np.int64]
+    """(N,), index into `classes`"""
     classes: tuple[str, ...]
     """Readable class names, or the distinct captions"""
     captioned: bool
@@ -126,12 +130,12 @@ class Own:
             listing = self._folders(source, None if self.parts else split)
         else:
             listing = self._pictures(split)
-        if not listing.files:
+        if not len(listing.files):
             raise DataError(
                 f"split {split!r} of {self.root} is empty: each class holds out one picture in "
                 f"{HELD_OUT}, but none has two. Add pictures, or folders train and val."
             )
-        missing = sorted(set(range(len(listing.classes))) - set(listing.labels))
+        missing = sorted(set(range(len(listing.classes))) - set(listing.labels.tolist()))
         if split == "train" and missing:
             raise DataError(
                 f"class {listing.classes[missing[0]]!r} has no picture in {source} to train on; "
@@ -146,10 +150,13 @@ class Own:
             label = self.names.find(folder.name, str(folder))
             found = pictures(folder)
             if held:
-                found = _part([(file.relative_to(source).as_posix(), file) for file in found], held)
+                named = [(file.relative_to(source).as_posix(), file) for file in found]
+                found = hold_out(named, held)
             files += found
             labels += [label] * len(found)
-        return Listing(tuple(files), tuple(labels), self.names.readable, False)
+        return Listing(
+            as_paths(files), np.array(labels, dtype=np.int64), self.names.readable, False
+        )
 
     def _pictures(self, split: str) -> Listing:
         """List the rows of a table; captions are their own classes."""
@@ -166,16 +173,21 @@ class Own:
         else:
             classes = self.names.readable
             labels = [self.names.find(row.text, table.at(row)) for row in rows]
-        files = [table.file.parent / row.path for row in rows]
-        gone = [index for index, file in enumerate(files) if not _is_file(file)]
+        files = as_paths([os.path.join(table.file.parent, row.path) for row in rows])
+        gone = [index for index, file in enumerate(files.tolist()) if not os.path.isfile(file)]
         if gone:
             raise DataError(
-                f"{table.at(rows[gone[0]])}: there is no file {files[gone[0]]} ({len(gone)} of "
+                f"{table.at(rows[gone[0]])}: there is no file "
+                f"{os.fsdecode(files[gone[0]])} ({len(gone)} of "
                 f"{len(files)} are missing). Paths are relative to the table, {table.file.parent}."
             )
         groups = tuple(row.group for row in rows)
         return Listing(
-            tuple(files), tuple(labels), classes, table.captioned, groups if any(groups) else ()
+            files,
+            np.array(labels, dtype=np.int64),
+            classes,
+            table.captioned,
+            groups if any(groups) else (),
         )
 
     def _table(self, split: str) -> Table:
@@ -200,7 +212,7 @@ class Own:
             # Captions are all different, so they are divided as one group.
             group = groups.setdefault("" if table.captioned else row.text, [])
             group.append((f"{row.path}\n{row.text}", row))
-        kept = [row for group in groups.values() for row in _part(group, split)]
+        kept = [row for group in groups.values() for row in hold_out(group, split)]
         return table, sorted(kept)
 
 
@@ -262,12 +274,12 @@ def fingerprint(own: Own, splits: Iterable[str]) -> int:
     for split in splits:
         listing = own.listing(split)
         parts += [split, *listing.classes]
-        for file, label in zip(listing.files, listing.labels, strict=True):
-            parts.append(f"{os.path.relpath(file, own.beside)}\t{label}")
+        for file, label in zip(listing.files.tolist(), listing.labels.tolist(), strict=True):
+            parts.append(f"{os.path.relpath(os.fsdecode(file), own.beside)}\t{label}")
     return int.from_bytes(_digest("\n".join(parts))[:6], "big")
 
 
-def _part(found: Sequence[tuple[str, Item]], split: str) -> list[Item]:
+def hold_out(found: Sequence[tuple[str, Item]], split: str) -> list[Item]:
     """Return one side of a class that is divided by a hash of its pictures' names.
 
     Every class with two pictures or more has some on either side.

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
-from ..errors import DataError, PerdureError
-from ..inputs import Preprocess, Tokenizer, fill, refuse_cut
+from ..errors import PerdureError
+from ..inputs import Preprocess, Tokenizer
 from .augment import AUGMENTS as AUGMENTS
 from .augment import Augment as Augment
 from .augment import fit as fit
+from .caption_tokens import Captions as Captions
 from .datasets import Dataset, texts_of, transform_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
 
@@ -107,49 +108,6 @@ class Loader:
                 raw.tokens.to(self._device, non_blocking=True),
                 raw.labels.to(self._device, non_blocking=True),
             )
-
-
-class Captions:
-    """Every class name in every template, tokenised once.
-
-    Args:
-        classes: C names.
-        templates: T prompts.
-        tokenizer: Texts to ids.
-        trim: As in `Loader`; None keeps the whole context.
-        cut: As in `Loader`.
-
-    Raises:
-        DataError: If a class name is empty, or a text is longer than the model's context.
-    """
-
-    def __init__(
-        self,
-        classes: Sequence[str],
-        templates: Sequence[str],
-        tokenizer: Tokenizer,
-        trim: Callable[[Tensor], Tensor] | None = None,
-        *,
-        cut: bool = False,
-    ) -> None:
-        empty = [index for index, name in enumerate(classes) if not name.strip()]
-        if empty:
-            raise DataError(f"class {empty[0]} has an empty name; every class needs one.")
-        texts = [fill(template, name) for name in classes for template in templates]
-        tokens = tokenizer(texts)
-        if not cut:
-            refuse_cut(tokenizer, texts, tokens)
-        # The longest caption of a batch is then known without looking at its tokens.
-        lengths = [trim(row[None]).shape[1] if trim else len(row) for row in tokens]
-        shape = (len(classes), len(templates))
-        self.templates = len(templates)
-        self._tokens = tokens.numpy().reshape(*shape, -1)
-        self._lengths = np.array(lengths).reshape(shape)
-
-    def pick(self, classes: NDArray[np.int64], templates: NDArray[np.int64]) -> Tensor:
-        """Return the captions of B classes in B templates, cut to the longest, (B, L)."""
-        longest = self._lengths[classes, templates].max(initial=1)
-        return torch.from_numpy(self._tokens[classes, templates, :longest])
 
 
 class _Source(TorchDataset["Raw | PerdureError"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .decoding import Transform, fast_pixels
+from .folders import as_paths
 from .layout import find_own
 
 TEMPLATES = ("a photo of a {}.",)
@@ -36,8 +38,8 @@ _SHOTS = 3
 class OwnPictures:
     """One split. With captions, pictures of the same caption have the same label."""
 
-    files: tuple[Path, ...]
-    """(N,)"""
+    files: NDArray[np.bytes_]
+    """(N,), as the file system encodes them"""
     labels: NDArray[np.int64]
     """(N,), index into `classes`"""
     classes: tuple[str, ...]
@@ -61,7 +63,7 @@ class OwnPictures:
         Raises:
             DataError: If it cannot be decoded.
         """
-        return decode(self.files[index], transform=self.transform)
+        return decode(Path(os.fsdecode(self.files[index])), transform=self.transform)
 
 
 def open_own(
@@ -90,12 +92,12 @@ def open_own(
             "data.shots away."
         )
     else:
-        kept = few(np.array(listing.labels), len(listing.classes), shots, seed)
+        kept = few(listing.labels, len(listing.classes), shots, seed)
     names = tuple(sorted(set(listing.groups) - {""}))
     groups = [names.index(group) if group else -1 for group in listing.groups]
     return OwnPictures(
-        tuple(listing.files[index] for index in kept),
-        np.array(listing.labels, dtype=np.int64)[kept],
+        listing.files[kept],
+        listing.labels[kept],
         listing.classes,
         listing.captioned,
         groups=np.array(groups, dtype=np.int64)[kept] if names else None,
@@ -106,7 +108,7 @@ def open_own(
 def unlabelled(files: Sequence[Path]) -> OwnPictures:
     """Return pictures of which nobody knows the labels: all are 0, and there are no classes."""
     return OwnPictures(
-        tuple(files), np.zeros(len(files), dtype=np.int64), (), captioned=False, name="pictures"
+        as_paths(files), np.zeros(len(files), dtype=np.int64), (), captioned=False, name="pictures"
     )
 
 

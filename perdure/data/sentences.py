@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .catalog import Catalog, as_paths, find_folder, require_split
+from .catalog import Catalog, find_folder, require_split
+from .folders import as_paths
 from .tables import read_lines
 
 SPLITS = ("train", "val", "test")

@@ -16,7 +16,14 @@ FOUR = ("imagenet-v2", "imagenet-sketch", "imagenet-a", "imagenet-r")
 
 OBJECTNET = "objectnet"
 
-TASK_SUITES = {"imagenet": "imagenet-shift", "iwildcam": "wilds-iwildcam", "fmow": "wilds-fmow"}
+TASK_SUITES = {
+    "imagenet": "imagenet-shift",
+    "iwildcam": "wilds-iwildcam",
+    "fmow": "wilds-fmow",
+    "coco": "retrieval",
+    "flickr30k": "retrieval",
+    "emojishift-regions": "emojishift-segmentation",
+}
 """Data set trained on to the suite that scores it"""
 
 _WILDS = ("iwildcam", "fmow")

@@ -11,7 +11,12 @@ Role = Literal["id", "ood", "base", "novel", "base_ood", "novel_ood", "target"]
 """What a split tells: the task itself, shifted data, trained classes, classes never trained on,
 shifted data of either, another task than the one trained on"""
 
-Task = Literal["classify"]
+Task = Literal[
+    "classify",
+    "retrieve",
+    "answer",
+    "segment",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError, nearest
+from . import hf_datasets, shifts, uses
 from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
+from .hf_datasets import HF, HfFolder, find_hf
 from .layout import SHIFTED, Own, find_own, fingerprint
-from .shifts import MAKERS, SUMMARIES, TASK_SUITES
+from .shifts import TASK_SUITES
 from .splits import Role as Role
 from .splits import Split as Split
 from .splits import Suite as Suite
 from .splits import Task as Task
 from .transfer import B2N, base_to_novel
+
+SCENES: tuple[tuple[str, Role], ...] = (("id", "id"), ("rendition", "ood"), ("sketch", "ood"))
+"""Splits of drawn scenes, and their roles"""
 
 
 def _emojishift(name: str, role: Role, split: str | None = None, classes: str = "all") -> Split:
@@ -81,6 +86,16 @@ SUITES: dict[str, Suite] = {
         _divided("emojishift-b2n-2", "-2"),
         _divided_val("emojishift-b2n-val", ""),
         _divided_val("emojishift-b2n-val-2", "-2"),
+        *uses.EMBEDDED,
+        Suite(
+            name="emojishift-segmentation",
+            summary="embedded: scenes of four things, labelled pixel by pixel under true masks",
+            splits=tuple(
+                Split(name=name, role=role, task="segment", dataset="emojishift", split=name)
+                for name, role in SCENES
+            ),
+            templates="emojishift",
+        ),
         Suite(
             name=B2N,
             summary=f"halves of the classes of any data set: name it, as in {B2N}-own",
@@ -99,9 +114,17 @@ SUITES: dict[str, Suite] = {
             splits=(),  # those that are found
             templates="own",
         ),
+        Suite(
+            name=HF,
+            summary="a data set of Hugging Face at --data: test (or val), and every ood_NAME",
+            splits=(),  # those that are found
+            templates=HF,
+        ),
         *(
             Suite(name=name, summary=summary, splits=(), templates="openai-80")
-            for name, summary in SUMMARIES.items()  # their splits depend on the root
+            for name, summary in (
+                shifts.SUMMARIES | uses.SUMMARIES
+            ).items()  # their splits depend on the root
         ),
     )
 }
@@ -113,7 +136,7 @@ def suite(name: str, root: Path | None = None) -> Suite:
 
     Args:
         name: One of `SUITES`.
-        root: Where the data are, on which the splits of "own" depend.
+        root: Where the data are, on which the splits of "own" and "hf" depend.
 
     Raises:
         DataError: If there is none (names the nearest), or own data are missing or malformed.
@@ -137,9 +160,15 @@ def suite(name: str, root: Path | None = None) -> Suite:
         raise DataError(
             f"there is no suite {name!r}. Known: {known}. {nearest(name, SUITES)}".rstrip()
         )
-    if name in MAKERS:
-        return MAKERS[name](root)
-    return _own(SUITES[name], root) if name == "own" else SUITES[name]
+    makers = shifts.MAKERS | uses.MAKERS
+    if name in makers:
+        return makers[name](root)
+    return _own(SUITES[name], root) if name in _FOUND else SUITES[name]
+
+
+def for_choosing(suite: Suite) -> bool:
+    """Return whether choices may be made on a suite, because none of its splits is a test set."""
+    return all(split.split.startswith("val") for split in suite.splits)
 
 
 def of_task(dataset: str, classes: str = "all") -> str | None:
@@ -149,8 +178,8 @@ def of_task(dataset: str, classes: str = "all") -> str | None:
         dataset: Trained on.
         classes: Part of it.
     """
-    if dataset == "own" and classes == "all":
-        return "own"
+    if dataset in _FOUND and classes == "all":
+        return dataset
     if dataset in TASK_SUITES and classes == "all":
         return TASK_SUITES[dataset]
     for entry in SUITES.values():
@@ -163,23 +192,23 @@ def of_task(dataset: str, classes: str = "all") -> str | None:
 
 def _own(empty: Suite, root: Path | None) -> Suite:
     """Return the suite of what is found under a root."""
-    own, inside = _own_test(root)
-    if own.captioned:
+    found, inside = _test_of(empty.name, root)
+    if found.captioned:
         raise DataError(
-            f"{root} has captions, no labels, so there are no classes to score; contrastive "
-            "methods train on captions, but suite own needs a column of labels."
+            f"{root} has captions, no labels, so there are no classes to score; suite {empty.name} "
+            "needs a column of labels. Suite retrieval scores captions."
         )
-    shifted = [name for name in own.splits if name.startswith(SHIFTED)]
+    shifted = [name for name in found.splits if name.startswith(SHIFTED)]
     return replace(
         empty,
         splits=(
-            Split(name="id", role="id", dataset="own", split=inside),
+            Split(name="id", role="id", dataset=empty.name, split=inside),
             *(
-                Split(name=name.removeprefix(SHIFTED), role="ood", dataset="own", split=name)
+                Split(name=name.removeprefix(SHIFTED), role="ood", dataset=empty.name, split=name)
                 for name in shifted
             ),
         ),
-        version=fingerprint(own, (inside, *shifted)),
+        version=_version_of(found, (inside, *shifted)),
     )
 
 
@@ -192,24 +221,39 @@ def _halves_of(dataset: str, root: Path | None) -> Suite:
         )
     if dataset == "emojishift":
         raise DataError(f"the halves of emojishift are suite emojishift-b2n, not {B2N}-emojishift.")
-    if dataset != "own":
+    if dataset not in _FOUND:
         return base_to_novel(dataset)
-    own, inside = _own_test(root)
-    return base_to_novel("own", inside, fingerprint(own, (inside,)))
+    found, inside = _test_of(dataset, root)
+    return base_to_novel(dataset, inside, _version_of(found, (inside,)))
 
 
-def _own_test(root: Path | None) -> tuple[Own, str]:
+def _version_of(found: Own | HfFolder, splits: tuple[str, ...]) -> int:
+    if isinstance(found, HfFolder):
+        return hf_datasets.fingerprint(found, splits)
+    return fingerprint(found, splits)
+
+
+def _test_of(name: str, root: Path | None) -> tuple[Own | HfFolder, str]:
     """Return what is found under a root, and the split that is scored."""
     if root is None:
         raise DataError(
-            "suite own is made of what is found under a directory, and none is named; add "
-            "--data ROOT with train/, test/, ood_*/ folders or tables, as in data.root of recipes."
+            f"suite {name} is made of what is found under a directory, and none is named; add "
+            f"--data ROOT with {_FOUND[name]}, as in data.root of recipes."
         )
-    own = find_own(root)
-    inside = next((name for name in ("test", "val") if name in own.splits), None)
-    if inside is None:
+    found = find_hf(root) if name == HF else find_own(root)
+    known = (one for one in ("test", "val") if one in found.splits)
+    inside = next((one for one in known if not isinstance(found, HfFolder) or found.knows(one)), "")
+    if not inside:
+        more = f" Add {root / 'test'}/<class>/*.jpg or a table test.csv." if name == "own" else ""
         raise DataError(
             f"{root} has neither split test nor val to evaluate on; found: "
-            f"{', '.join(own.splits)}. Add {root / 'test'}/<class>/*.jpg or a table test.csv."
+            f"{', '.join(found.splits)}.{more}"
         )
-    return own, inside
+    return found, inside
+
+
+_FOUND = {
+    "own": "train/, test/, ood_*/ folders or tables",
+    HF: "what save_to_disk wrote, or Parquet files",
+}
+"""Data sets whose splits are whatever is found, and what is looked for; each is a suite as well"""

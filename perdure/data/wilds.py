@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .catalog import Catalog, as_paths, find_folder, require_split
+from .catalog import Catalog, find_folder, require_split
 from .class_names import read_list
+from .folders import as_paths
 from .tables import read_lines
 
 SPLITS = ("train", "id_val", "id_test", "val", "test")

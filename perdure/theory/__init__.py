@@ -23,7 +23,8 @@ from .linear import (
     regularised_solution,
     task_projector,
 )
-from .published import Comparison, compare_published, spearman
+from .phase import BETAS, DECAYS, Horizon, Phase, Teacher, horizon, kept_of_start, line_up, phase
+from .published import Comparison, Plateau, compare_published, plateau, spearman
 from .solutions import descent_limit, fine_tune, l2_sp, self_distill, weight_decay, wise_ft
 from .teachers import (
     Errors,
@@ -39,12 +40,18 @@ from .teachers import (
 )
 
 __all__ = [
+    "BETAS",
+    "DECAYS",
     "Advice",
     "Bounds",
     "Comparison",
     "Errors",
+    "Horizon",
     "Operation",
+    "Phase",
+    "Plateau",
     "Recursion",
+    "Teacher",
     "advise",
     "beta_shares",
     "compare_published",
@@ -55,15 +62,20 @@ __all__ = [
     "error_bounds",
     "fine_tune",
     "gradient_recursion",
+    "horizon",
+    "kept_of_start",
     "kernel_mass",
     "kernel_shares",
     "l2_sp",
+    "line_up",
     "linearised_loss",
     "mass_centre",
     "minimum_norm_solution",
     "operate",
     "path_gap",
     "persistence_bound",
+    "phase",
+    "plateau",
     "regularised_gradient",
     "regularised_loss",
     "regularised_solution",

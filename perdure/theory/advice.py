@@ -50,7 +50,24 @@ class Advice(NamedTuple):
     @property
     def reached(self) -> bool:
         """Whether the choice leaves the wanted bias, up to a fifth."""
-        return abs(log(self.choice.bias / self.target)) < log(1.2)
+        return self.reaches(self.choice)
+
+    @property
+    def best(self) -> Operation:
+        """The choice, or where it misses the wanted bias the nearest strength that leaves it.
+
+        Where no strength does, the one of all that comes nearest.
+        """
+        if self.reached:
+            return self.choice
+        hits = [one for one in self.others if self.reaches(one)]
+        if hits:
+            return min(hits, key=lambda one: abs(log(one.strength / self.choice.strength)))
+        return min((self.choice, *self.others), key=lambda one: abs(log(one.bias / self.target)))
+
+    def reaches(self, one: Operation) -> bool:
+        """Whether `one` leaves the wanted bias, up to a fifth."""
+        return abs(log(one.bias / self.target)) < log(1.2)
 
 
 def operate(

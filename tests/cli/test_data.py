@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
+
 from tests import layouts
 
 from .conftest import Perdure
@@ -42,6 +44,32 @@ def test_a_model_is_asked(perdure: Perdure, model: str, tmp_path: Path) -> None:
     answer = perdure("data", "check", tmp_path, "--set", "iwildcam", "--model", model)
     assert "zero-shot, iwildcam train" in answer.out
     assert "chance 33.3 %" in answer.out
+
+
+def test_pictures_that_are_in_no_files_of_their_own(perdure: Perdure, tmp_path: Path) -> None:
+    shard = layouts.shard(
+        tmp_path / "shards/train/0.tar",
+        [{"jpg": layouts.JPEGS[number], "txt": f"text {number}".encode()} for number in range(3)],
+    )
+    layouts.shard(tmp_path / "shards/test/0.tar", [{"jpg": layouts.JPEGS[0], "txt": b"again"}])
+    answer = perdure("data", "check", tmp_path / "shards", "--decode")
+    assert (answer.code, "wds" in answer.out) == (0, True)
+    rows = json.loads(perdure("data", "stats", tmp_path / "shards", "--json").out)
+    assert [(row["split"], row["pictures"]) for row in rows] == [("test", 1), ("train", 3)]
+    assert perdure("data", "sheet", tmp_path / "shards", "--out", "a.png").code == 0
+    twice = perdure("data", "check", tmp_path / "shards", "--duplicates", "--set", "wds")
+    assert "pictures are in train and in test: 000000 = 000000" in twice.out
+    shard.write_bytes(shard.read_bytes()[:700])
+    assert "is damaged behind" in perdure("data", "check", tmp_path / "shards").out
+    rows = {"image": [*layouts.JPEGS, b"?"], "label": ["cat", "dog", "cat", "dog", "cat"]}
+    table = datasets.Dataset.from_dict(rows, split="train")
+    table.save_to_disk(tmp_path / "saved")
+    answer = perdure("data", "check", tmp_path / "saved", "--decode", "--json")
+    assert json.loads(answer.out)["faults"] == ["hf, train: 1 files are damaged: row 4."]
+    table.select(range(4)).save_to_disk(tmp_path / "whole")
+    assert "pictures 4" in perdure("data", "stats", tmp_path / "whole").out
+    assert perdure("data", "sheet", tmp_path / "whole", "--out", "b.png").code == 0
+    assert (tmp_path / "b.png").is_file()
 
 
 def test_stats_sheet_and_compact(perdure: Perdure, tmp_path: Path) -> None:

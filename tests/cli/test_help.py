@@ -27,6 +27,8 @@ VERBS = (
     "alpha",
     "ablate",
     "profile",
+    "theory",
+    "diagnose",
 )
 
 LIGHT = (
@@ -40,6 +42,8 @@ LIGHT = (
     ("path", "--help"),
     ("ablate", "--help"),
     ("profile", "--help"),
+    ("theory", "--help"),
+    ("diagnose", "--help"),
     ("list", "methods"),
     ("list", "recipes"),
     ("list", "suites"),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +15,7 @@ from perdure.errors import DataError
 from perdure.recipe import load_recipe
 from perdure.run import Run
 from perdure.zoo import random_clip
-from tests.layouts import JPEGS
-
-
-def shard(file: Path, samples: list[dict[str, bytes]], first: int = 0) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as archive:
-        for number, parts in enumerate(samples, start=first):
-            for kind, content in parts.items():
-                member = tarfile.TarInfo(f"{number:06d}.{kind}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
-    return file
+from tests.layouts import JPEGS, shard
 
 
 def captioned(root: Path, shards: int = 3, each: int = 4) -> Path:
@@ -168,5 +155,5 @@ def test_fifty_shards_are_indexed_from_their_headers(tmp_path: Path) -> None:
     captioned(tmp_path, shards=50, each=20)
     data = open_dataset("wds", "train", tmp_path)
     assert len(data) == 1000
-    assert data.places.nbytes == 24_000
-    assert np.unique(data.places[:, 0]).tolist() == list(range(50))
+    assert data.index.places.nbytes == 24_000
+    assert np.unique(data.index.places[:, 0]).tolist() == list(range(50))

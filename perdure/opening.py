@@ -1,0 +1,79 @@
+"""Open what a recipe names: the model that training starts from, prompts, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import zoo
+from .data.datasets import Dataset, open_dataset, templates_for
+from .foreign import is_foreign, read_tuned
+from .predictor import Predictor
+from .recipe import DataSpec, ModelSpec
+from .run import Run
+from .rundir import is_run
+from .subjects import find, is_kept_apart
+
+
+def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Predictor:
+    """Return the predictor that training starts from, with the modules that were added to it.
+
+    Methods that train a plain CLIP fold these; those that continue what was added do not.
+
+    Args:
+        model: What it is.
+        seed: Takes the place of "{seed}".
+        classes: Of the task, for checkpoints in which something belongs to each class.
+
+    Raises:
+        RunError: If `model.init` is neither a finished run nor anything else that can be read.
+        WeightsError: If the model is unknown or its weights do not fit.
+    """
+    if model.init is None:
+        return zoo.load(model.name, model.weights)
+    path = Path(str(model.init.expanduser()).replace("{seed}", str(seed)))
+    if is_kept_apart(path):
+        return find(path).unfolded()
+    if not is_run(path) and is_foreign(path):
+        return read_tuned(path, zoo.load(model.name, model.weights), classes)
+    return Run(path).predictor()
+
+
+def find_templates(data: DataSpec) -> tuple[str, ...]:
+    """Return the prompts of the classes: given, of a named set, or those of the data set.
+
+    Raises:
+        DataError: If there is no such set.
+    """
+    if isinstance(data.templates, tuple):
+        return data.templates
+    return templates_for(data.templates or data.name, data.root)
+
+
+def open_split(data: DataSpec, split: str, seed: int) -> Dataset:
+    """Open a split of the data to train on, with the examples and classes a recipe asks for."""
+    return open_dataset(
+        data.name,
+        split,
+        data.root,
+        seed=seed,
+        shots=data.shots,
+        classes=data.classes,
+        sampling=data.sampling,
+        damaged=data.damaged,
+        transform=data.transform,
+    )
+
+
+def open_validated(data: DataSpec, split: str, seed: int) -> Dataset:
+    """Open images to validate on: all of them, unless few-shot subsets are the published ones."""
+    if data.sampling == "coop":
+        return open_split(data, split, seed)
+    return open_split(replace(data, shots=None), split, 0)
+
+
+def all_classes(data: DataSpec, seed: int) -> tuple[str, ...]:
+    """Return the class names of the whole data set, of which a recipe may take a part."""
+    whole = open_split(replace(data, classes="all"), data.split, seed)
+    return () if whole.captioned else whole.classes

@@ -62,6 +62,7 @@ bench: $(VENV)/installed ## Compare the cost of steps with the published codes' 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.adapters
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.statistics
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.diagnosis
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prompts
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reading
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .alpha.select import select_alpha
     from .batch import Batch, Pairs, Step
     from .data.suites import SUITES
+    from .diagnosis.diagnose import diagnose
     from .evaluation import evaluate
     from .merging import merge
     from .method import METHODS, Context, Learner, Method, register
@@ -58,6 +59,7 @@ __all__ = [
     "TaskError",
     "WeightsError",
     "__version__",
+    "diagnose",
     "evaluate",
     "load_recipe",
     "losses",
@@ -84,6 +86,7 @@ _HOME = {
     "Recipe": "recipe",
     "Run": "run",
     "Step": "batch",
+    "diagnose": "diagnosis.diagnose",
     "evaluate": "evaluation",
     "load_recipe": "recipe",
     "merge": "merging",

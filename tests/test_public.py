@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 PROMISED = {
     "METHODS", "SUITES", "Batch", "Context", "DataError", "DependencyError", "DivergedError",
     "Learner", "Method", "Pairs", "PerdureError", "Predictor", "Recipe", "RecipeError", "Run",
-    "RunError", "Step", "SurgeryError", "TaskError", "WeightsError", "__version__", "evaluate",
-    "load_recipe", "losses", "merge", "metrics", "register", "report",
+    "RunError", "Step", "SurgeryError", "TaskError", "WeightsError", "__version__", "diagnose",
+    "evaluate", "load_recipe", "losses", "merge", "metrics", "register", "report",
     "select_alpha", "train", "weights",
 }  # fmt: skip
 

@@ -170,6 +170,21 @@ def test_a_head_is_a_layer_whose_inputs_are_embeddings(clip: Predictor) -> None:
     assert torch.allclose(found.total, rows.T @ rows, atol=1e-5)
 
 
+def test_a_resnet_is_heard_but_for_its_pool() -> None:
+    """Torch applies the layers of CLIP's attention pool without calling them."""
+    shape = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 32}
+    resnet = random_clip(0, vision_cfg=shape)
+    images = [torch.randn(2, 3, 32, 32)]
+    layers = find_layers(resnet)
+    spans = find_spans(resnet, layers, lambda: images)
+    silent = {one.name for one in layers if one.name.startswith("visual.")} - spans.keys()
+    assert silent
+    assert all(name.startswith("visual.attnpool.") for name in silent)
+    assert spans["visual.layer2.0.conv2.weight"].width == 16 * 9
+    found = image_features(resnet, images)
+    assert [rows.shape[1] for rows in found.values()] == [32, 64, 128, 256, 32]
+
+
 def test_layers_are_named_by_place_and_divided_by_memory(clip: Predictor) -> None:
     groups = list(dict.fromkeys(groups_of(clip).values()))
     assert groups == [

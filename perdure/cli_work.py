@@ -162,6 +162,10 @@ def evaluate(
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode ahead.")
     ] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Keep decoded pictures for the next time."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -209,7 +213,12 @@ def evaluate(
 
     found = [one for name in subjects for one in find_all(name, weights)]
     runtime = Runtime(device, threads=threads)
-    ways: dict[str, Any] = {"transform": transform, "precision": precision, "workers": workers}
+    ways: dict[str, Any] = {
+        "transform": transform,
+        "precision": precision,
+        "workers": workers,
+        "cache": cache,
+    }
     how = How(root=data, limit=limit, runtime=runtime, **ways)
     documents = []
     try:
@@ -266,6 +275,7 @@ def _score(
             transform=how.transform,
             precision=how.precision,
             workers=how.workers,
+            cache=how.cache,
             runtime=how.runtime,
             progress=how.progress,
         )

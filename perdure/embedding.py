@@ -49,6 +49,7 @@ def embed_images(predictor: Predictor, moves: Moves, dataset: Dataset, how: How)
         rank=rank,
         world_size=world_size,
         workers=how.workers,
+        cache=how.cache,
     )
     for images in batches:
         for position, move in moves.items():

@@ -105,6 +105,7 @@ def evaluate(
     transform: Transform = "exact",
     precision: Precision = "fp32",
     workers: int = 0,
+    cache: Path | None = None,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -123,6 +124,7 @@ def evaluate(
             different ways are never compared.
         precision: Of the image tower; nor are scores of different precisions.
         workers: Processes that decode ahead; no result depends on them.
+        cache: Folder in which decoded pixels are kept; no result depends on it.
         runtime: Device and processes, between which images are divided; the predictor's own device
             and this process by default.
         progress: Told about finished images.
@@ -146,6 +148,7 @@ def evaluate(
         transform=transform,
         precision=precision,
         workers=workers,
+        cache=cache,
         runtime=runtime,
         progress=progress,
     )

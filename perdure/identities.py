@@ -21,7 +21,7 @@ def key_of(settings: Mapping[str, Any]) -> str:
 def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None, dict[str, Any]]:
     """Return method, interpolation share, seed, and settings of a recipe or merge document."""
     if "kind" in document:
-        inputs = [identity(origin(entry)) for entry in document["inputs"]]
+        inputs = [identity(origin_of(entry)) for entry in document["inputs"]]
         seeds = {seed for _, _, seed, _ in inputs if seed is not None}
         methods = [method for method, _, _, _ in inputs if method != "zero-shot"]
         kind = str(document["kind"])
@@ -51,7 +51,7 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
     return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
 
 
-def origin(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+def origin_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the document that an input of a merge came from."""
     for word in ("recipe", "merge"):
         if entry.get(word):

@@ -60,6 +60,8 @@ class How:
     """Of the image tower; weights, texts, logits and metrics are fp32"""
     workers: int = 0
     """Processes that decode ahead; 0 decodes when a batch is asked for"""
+    cache: Path | None = None
+    """Folder in which decoded pixels are kept for the next evaluation; None keeps none"""
     runtime: Runtime | None = None
     """Device and processes, between which images are divided; None for the predictor's device"""
     progress: Progress | None = None
@@ -224,7 +226,9 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
         WeightsError: If a logit is not finite.
     """
     runtime = how.runtime
-    place: dict[str, Any] = {"device": predictor.device, "workers": how.workers}
+    place: dict[str, Any] = {
+        "device": predictor.device, "workers": how.workers, "cache": how.cache,
+    }  # fmt: skip
     if runtime is not None:
         place |= {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
         predictor.to(runtime.device)

@@ -17,6 +17,7 @@ from .errors import RecipeError, RunError, nearest
 from .files import read_json
 from .identities import identity as identity
 from .identities import key_of as key_of
+from .identities import origin_of
 from .metrics import harmonic_mean
 from .ranking import KS
 from .rundir import is_run, require_readable, runs_in
@@ -205,7 +206,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     method, alpha, seed, settings = identity(origin)
     tuned = None
     if origin.get("kind") == "wise-ft":
-        ends = [identity(origin(entry)) for entry in origin["inputs"]]
+        ends = [identity(origin_of(entry)) for entry in origin["inputs"]]
         tuned = next((inner for name, _, _, inner in reversed(ends) if name != "zero-shot"), None)
     sweep_file = path / "scores" / f"{suite}.sweep.json"
     sweep: dict[float, Splits] = {}

@@ -39,7 +39,7 @@ ROWS = [
     "data.published data.pictures data.shard_index data.shards",
     "data.hf_files data.hf_columns data.hf_datasets data.hf_pictures",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
-    "data.augment data.caption_tokens data.loading",
+    "data.augment data.cache data.caption_tokens data.loading",
     "data.paired data.questions data.emoji_questions",
     "data.transfer data.shifts data.uses data.suites data.survey data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",

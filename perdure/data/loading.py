@@ -7,6 +7,7 @@ training process, one of many workers, or another process of a distributed run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,9 +23,11 @@ from ..inputs import Preprocess, Tokenizer
 from .augment import AUGMENTS as AUGMENTS
 from .augment import Augment as Augment
 from .augment import fit as fit
+from .cache import open_kept
 from .caption_tokens import Captions as Captions
 from .datasets import Dataset, texts_of, transform_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
+from .views import Part
 
 
 class Raw(NamedTuple):
@@ -167,6 +170,7 @@ def eval_batches(
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
+    cache: Path | None = None,
 ) -> Iterator[Tensor]:
     """Yield the images of this process in order, normalised (B, 3, H, W), without augmentation.
 
@@ -180,15 +184,23 @@ def eval_batches(
         rank: Of this process among `world_size`.
         world_size: Processes that share the images.
         workers: Processes that load ahead; 0 loads when a batch is asked for.
+        cache: Folder in which pixels are kept, and read where they are there; see `data.cache`.
+            Each process of several keeps its own part.
 
     Raises:
-        DataError: If an image cannot be read.
+        DataError: If an image cannot be read, or a kept one is damaged.
+        RunError: If pixels cannot be kept.
     """
     place, fused = device or torch.device("cpu"), transform_of(dataset) == "fast"
     mine = shard(np.arange(len(dataset)), rank, world_size)
     source = _Fitted(dataset, preprocess, mine, batch_size)
     starts = range(0, len(mine), batch_size)
-    for images in _loaded(source, starts, workers, pin=place.type == "cuda"):
+    loaded = _loaded(source, starts, workers, pin=place.type == "cuda")
+    if cache is not None and len(mine):
+        part = dataset if world_size == 1 else Part(dataset, mine)
+        pixels = open_kept(cache, part, preprocess, loaded)
+        loaded = (torch.tensor(pixels[start : start + batch_size]) for start in starts)
+    for images in loaded:
         yield preprocess.normalize(images.to(place, non_blocking=True), fused=fused)
 
 

@@ -190,9 +190,11 @@ def test_pictures_are_decoded_fast_where_somebody_asks(
     perdure: Perdure, model: str, pictures: Path
 ) -> None:
     own = ("--suite", "own", "--data", pictures)
-    answer = perdure("eval", model, *own, "--transform", "fast", "--workers", 1, "--json")
+    kept = ("--workers", 1, "--cache", "kept")
+    answer = perdure("eval", model, *own, "--transform", "fast", *kept, "--json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["transform"]["decoding"] == "fast"
+    assert len(list(Path("kept").iterdir())) == 2
     short = (f"model.name={model}", "optim.epochs=null", "optim.steps=1", "data.transform=fast")
     code, error = train(perdure, "own/tracer", pictures, *short)
     assert code == 0, error

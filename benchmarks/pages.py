@@ -19,6 +19,8 @@ from perdure.data.sprites import ATLAS, CLASSES, VENDORS, VOCABULARY, covered
 from perdure.data.suites import SUITES
 from perdure.method import METHODS
 
+from .barriers import barriers
+
 DOCS = Path("docs")
 FIGURES = Path("benchmarks/figures")
 CHECKPOINTS = {
@@ -99,6 +101,7 @@ def suites() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
+    "barriers": barriers,
     "coverage": coverage,
     "hashes": hashes,
     "zero-shot": zero_shot,
@@ -125,7 +128,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
     check = parser.parse_args().check
     stale = []
-    for page in [Path("README.md"), *sorted(DOCS.glob("*.md"))]:
+    for page in [Path("README.md"), *sorted(DOCS.rglob("*.md"))]:
         old = page.read_text(encoding="utf-8")
         new = renew(old)
         if new != old:

@@ -17,9 +17,10 @@ from .evaluation import Scores, evaluate
 from .files import read_json, write_text
 from .grids import BARE, FREE, Axis, Cell, cells
 from .groups import Group
+from .identities import identity, key_of
 from .prediction import How, open_suite
 from .recipe import Recipe, load_recipe, plain
-from .records import Record, Splits, identity, key_of
+from .records import Record, Splits
 from .reporting import compare
 from .run import Run
 from .runtime import Runtime
@@ -99,8 +100,10 @@ def carriers(recipes: Mapping[str, Recipe]) -> dict[str, str | None]:
             raise RecipeError(
                 f"{twins[0]} and {twins[1]} of the grid are the same run; name every value once."
             )
-        free = FREE.get(method["name"], ())
-        bare = BARE.get(method["name"], {})
+        # A guard looks at what would be delivered, so then nothing is free of training.
+        alone = recipes[name].guard is not None
+        free = () if alone else FREE.get(method["name"], ())
+        bare = {} if alone else BARE.get(method["name"], {})
         small = [key for key, value in bare.items() if method.get(key) == value]
         fuller = [
             one

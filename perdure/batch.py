@@ -23,11 +23,14 @@ class Batch(NamedTuple):
     """Rows i and j are positives of each other if and only if `labels[i] == labels[j]`."""
 
     images: Tensor
-    """(B, 3, H, W), normalised for the model"""
+    """(B, 3, H, W), normalised for the model; H = W = 0 where there are `features`"""
     tokens: Tensor
     """(B, L), one caption per image"""
     labels: Tensor
     """(B,), class index, or image index in retrieval"""
+    features: Tensor | None = None
+    """(B, D), unit rows: what the image tower gives, embedded before training; None as a rule.
+    Only learners whose image tower is fixed get them (`Learner.fixed_features`)"""
 
 
 class Step(NamedTuple):

@@ -111,6 +111,11 @@ def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def remark(text: str) -> None:
+    """Warn that something in a file is not used."""
+    warnings.warn(text, stacklevel=2)
+
+
 def _reason(error: Exception) -> str:
     """Return what is wrong with a file in a few words."""
     text = str(error).strip()

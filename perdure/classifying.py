@@ -31,8 +31,18 @@ class ClassifierLearner(Learner):
     term: ClassVar[str] = "task"
     """Name of the loss"""
 
+    @property
+    def fixed_features(self) -> bool:
+        """Whether no weight of the image tower trains.
+
+        A learner that embeds images in its own way, or makes its targets from them, says no.
+        """
+        return not any(each.requires_grad for each in self.student.clip.visual.parameters())
+
     def embed(self, batch: Batch) -> Tensor:
         """Return unit image features of the batch of all processes, (B, D)."""
+        if batch.features is not None:
+            return gather(batch.features)
         return gather(self.student.encode_image(batch.images))
 
     @abstractmethod

@@ -15,6 +15,7 @@ from . import (
     cli_alpha,
     cli_data,
     cli_diagnose,
+    cli_drift,
     cli_merge,
     cli_paths,
     cli_show,
@@ -173,18 +174,27 @@ app.command(
 )(cli_paths.path)
 app.command(
     epilog=_examples(
+        "perdure drift perdure-tiny runs/flyp --images products/ --captions products.csv",
+        "perdure drift ViT-B-32/openai runs/mine --images photos/ --queries searches.txt --json",
+    )
+)(cli_drift.drift)
+app.command(
+    epilog=_examples(
         "perdure report runs/*",
         "perdure report runs/zero-shot runs/flyp runs/tracer --against flyp --at-id 65,70,75",
         "perdure report runs/* --format csv > table.csv",
+        "perdure report runs/coop runs/kgcoop --average",
     )
 )(cli_show.report)
 app.command(
     "list",
     epilog=_examples("perdure list recipes", "perdure list methods --json"),
 )(cli_show.list_names)
-app.command(epilog=_examples("perdure show emojishift", "perdure show emojishift --out world.png"))(
-    cli_show.show
-)
+app.command(
+    epilog=_examples(
+        "perdure show emojishift", "perdure show emojishift --out world.png", "perdure show runs/ft"
+    )
+)(cli_show.show)
 app.command(
     epilog=_examples(
         "perdure predict runs/mine holiday/ --classes names.txt --out holiday.csv",

@@ -88,6 +88,10 @@ def report(
         str | None,
         typer.Option("--against", metavar="ROW", help="Row to compare with; all pairs without."),
     ] = None,
+    average: Annotated[
+        bool,
+        typer.Option("--average", help="Average base and novel accuracy over data sets."),
+    ] = False,
     form: Annotated[
         str, typer.Option("--format", metavar="md|csv|json", help="How to print it.")
     ] = "md",
@@ -97,12 +101,26 @@ def report(
 
     Mean, standard deviation and number of seeds; differences paired by image, with intervals; and
     OOD accuracy at equal ID accuracy where runs were swept (perdure eval RUN --sweep) or merged
-    with their start.
+    with their start. With --average, runs of several data sets, each scored on its own suite
+    base-to-novel-DATASET, come to one row per method: the averages and both harmonic means.
     """
     forms = ("md", "csv", "json")
     if form not in forms:
         hint = nearest(form, forms) or f"choose one of {', '.join(forms)}."
         raise typer.BadParameter(f"no format is called {form!r}; {hint}", param_hint="--format")
+    if average:
+        if suite is not None or at_id is not None or against is not None:
+            raise typer.BadParameter(
+                "it goes with none of --suite, --at-id, --against.", param_hint="--average"
+            )
+        from .averaging import average as over_sets
+
+        means = over_sets(runs)
+        if json or form == "json":
+            emit(means.to_json())
+        else:
+            emit((means.to_csv() if form == "csv" else means.to_markdown()).rstrip("\n"))
+        return
     from .reporting import report as compare
 
     percents = [] if at_id is None else numbers(at_id, float, "--at-id")
@@ -151,12 +169,22 @@ def _known(what: str) -> list[tuple[str, str]]:
 
 
 def show(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A name of `perdure list suites`.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE|RUN", help="A name of `perdure list suites`, or a run.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="PNG", help="Picture; SUITE.png by default.")
     ] = None,
 ) -> None:
-    """Write a picture sheet of a suite's data."""
+    """Write a picture sheet of a suite's data, or say how a run stands."""
+    from .rundir import is_run
+
+    if is_run(Path(suite)):
+        if out is not None:
+            message = f"{suite} is a run, of which there is no picture."
+            raise typer.BadParameter(message, param_hint="--out")
+        emit("\n".join(_about_run(Path(suite))))
+        return
     from .data.suites import suite as find_suite
 
     found = find_suite(suite)
@@ -169,3 +197,40 @@ def show(
     from .data.emojishift import picture_sheet
 
     emit(f"Wrote {picture_sheet(out or Path(f'{suite}.png'))}")
+
+
+def _about_run(path: Path) -> list[str]:
+    """Return what a run is, how far it is, and what its guard saw and did; imports no torch."""
+    from .files import read_json
+    from .identities import identity
+    from .notes import told
+    from .records import document
+
+    origin, file = document(path), path / "status.json"
+    status = read_json(file) if file.is_file() else {}
+    method, alpha, seed, _ = identity(origin)
+    data = origin.get("data") or {}
+    parts = [method]
+    parts += [f"on {data['name']}"] if "name" in data else []
+    parts += [] if alpha is None else [f"alpha {alpha:g}"]
+    parts += [] if seed is None else [f"seed {seed}"]
+    lines = [f"{path}: {', '.join(parts)}"]
+    if "step" in status:
+        delivered = status.get("delivered_step")
+        end = "" if delivered is None else f", delivered step {delivered}"
+        lines.append(
+            f"{status.get('state')}: step {status['step']} of {status.get('total_steps', '?')}{end}"
+        )
+    if status.get("best_step") is not None:
+        lines.append(f"validation: {percent(status['best_value'])} at step {status['best_step']}")
+    guard = status.get("guard")
+    if guard:
+        kind = "test images" if not guard["for_choosing"] else "images for choosing"
+        lines.append(
+            f"guard: {guard['metric']} of {guard['suite']} ({guard['images']:,} {kind}), "
+            f"{guard['start']:.3f} before training, bound {guard['bound']:.3f}"
+        )
+        lines.append(told(guard) or "the guard has not acted")
+    scored = sorted(one.name.removesuffix(".json") for one in (path / "scores").glob("*.json"))
+    lines.append(f"scores: {', '.join(scored) or 'none'}")
+    return lines

@@ -64,8 +64,9 @@ def _about(found: Preflight) -> str:
         f"{_size(memory.known)}, and {_size(memory.activations)} of activations for the backward "
         "pass (run.checkpointing keeps fewer).",
         *([f"Peak of this {memory.peak_of}: {_size(memory.peak)}."] if memory.peak else []),
-        f"Time: {found.seconds_per_step:.3g} s per step x {found.total_steps} steps = "
-        f"{clock(found.seconds)}, without validation.",
+        f"Time: {found.seconds_per_step:.3g} s per step x {found.total_steps} steps"
+        + ("" if found.view_seconds is None else f" + {found.view_seconds:.3g} s for cached views")
+        + f" = {clock(found.seconds)}, without validation.",
     ]
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,24 +10,22 @@ import typer
 
 from .cli_ensembles import about_ensemble, plan_ensemble, score_ensemble
 from .cli_merge import suite_of
+from .cli_scores import score_table, sweep_table
 from .cli_tools import dry_run
 from .console import (
     Device,
     Json,
     Threads,
-    columns,
     counter,
     emit,
     emit_json,
     meter,
     numbers,
-    percent,
     say,
 )
 from .processes import is_main
 
 if TYPE_CHECKING:
-    from .evaluation import Scores
     from .prediction import How
     from .run import Run
     from .subjects import Subject
@@ -70,6 +68,7 @@ def train(
             for seed in numbers(seeds, int, "--seeds")
         ]
     # Only now, because it imports torch: a wrong recipe has been answered already.
+    from .notes import told
     from .run import Run
     from .runtime import Runtime
     from .training import train as carry_out
@@ -96,7 +95,14 @@ def train(
         emit_json({"runs": [_about(run) for run in runs]})
         return
     for run in runs:
-        emit(f"Finished {run.path} ({run.status().get('seconds', 0):.0f} s of training)")
+        status = run.status()
+        cached = status.get("views") and (
+            f"; {status['views']} cached views of each image, embedded in "
+            f"{status['view_seconds']:.1f} s"
+        )
+        emit(f"Finished {run.path} ({status.get('seconds', 0):.0f} s of training{cached or ''})")
+        if did := told(status.get("guard") or {}):
+            emit(f"{did}; what is delivered is step {status['delivered_step']}")
     data = plans[0][1].data
     emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
 
@@ -104,6 +110,11 @@ def train(
 def _about(run: Run) -> dict[str, Any]:
     status = run.status()
     kept = {key: status.get(key) for key in ("state", "step", "seconds", "trainable", "parameters")}
+    kept |= {
+        key: status[key]
+        for key in ("views", "view_bytes", "view_seconds", "guard")
+        if key in status
+    }
     return {"path": str(run.path), "seed": run.recipe().seed, **kept}
 
 
@@ -166,16 +177,20 @@ def evaluate(
         Path | None,
         typer.Option("--cache", metavar="DIR", help="Keep decoded pictures for the next time."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also score anew what is scored already.")
+    ] = False,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Score runs or models on a suite.
 
-    A run keeps its scores in RUN/scores. A directory of runs stands for its runs. JSON is one
-    object for one subject, a list for more. An ensemble mixes probabilities: `mean` the same for
-    all images, `vrf` (zero-shot, then tuned) by each image's distance to training images on which
-    zero-shot fails.
+    A run keeps its scores in RUN/scores, and is not scored again while neither it nor what is
+    scored changes; a command that was stopped goes on where it was. A directory of runs stands for
+    its runs. JSON is one object for one subject, a list for more. An ensemble mixes probabilities:
+    `mean` the same for all images, `vrf` (zero-shot, then tuned) by each image's distance to
+    training images on which zero-shot fails.
     """
     from .data.decoding import TRANSFORMS
     from .data.suites import suite as find_suite
@@ -225,7 +240,7 @@ def evaluate(
         if ensemble is not None:
             scores = score_ensemble(found, chosen, plan, how)
             if runtime.is_main and not json:
-                emit(f"{scores.conditions['subject']} on {suite}\n{_score_table(scores)}")
+                emit(f"{scores.conditions['subject']} on {suite}\n{score_table(scores)}")
                 emit(about_ensemble(scores))
             documents, found = [scores.to_dict()], []
         if out is not None:
@@ -233,100 +248,75 @@ def evaluate(
                 keep("zero-shot", found, out)
             runtime.wait()
             found = [find(out)]
-        for one in found:
-            document, lines = _score(one, chosen, how, sweep=sweep, temperature=temperature)
+        parts: Iterable[tuple[dict[str, Any], str]]
+        if sweep:
+            parts = (_sweep(one, chosen, how, again=again) for one in found)
+        else:
+            parts = _score(found, chosen, how, temperature=temperature, again=again)
+        for one, (document, lines) in zip(found, parts, strict=True):
             documents.append(document)
             if runtime.is_main and not json:
-                emit(f"{one.name} on {suite}\n{lines}\n")
+                emit(f"{_titled(one)} on {suite}\n{lines}\n")
+    except (KeyboardInterrupt, SystemExit):
+        if runtime.is_main and ensemble is None and any(one.run for one in found):
+            say("Stopped. Finished splits of runs are kept: the same command goes on from there.")
+        raise
     finally:
         runtime.close()
     if runtime.is_main and json:
         emit_json(documents[0] if len(documents) == 1 else documents)
 
 
+def _titled(subject: Subject) -> str:
+    """Return the name of a subject, and what was special about its training data."""
+    views = subject.conditions().get("cached_views")
+    return subject.name + (f" ({' and '.join(map(str, views))} cached views)" if views else "")
+
+
 def _score(
-    subject: Subject, suite: Any, how: How, *, sweep: bool, temperature: bool
-) -> tuple[dict[str, Any], str]:
-    """Score one subject; return its JSON document and its table."""
+    subjects: Sequence[Subject], suite: Any, how: How, *, temperature: bool, again: bool
+) -> list[tuple[dict[str, Any], str]]:
+    """Score subjects in as few passes over the images as possible; return JSON and tables."""
     from dataclasses import replace
 
-    from .evaluation import evaluate as score
+    from .evaluation import images_in
+    from .scoring import evaluate_all
+
+    if not subjects:
+        return []
+    images = images_in(suite, how, temperature=temperature)
+    names = subjects[0].name + (f" and {len(subjects) - 1} more" if len(subjects) > 1 else "")
+    with meter(images * len(subjects)) as shown:
+
+        def count(scored: int) -> None:
+            shown.describe(f"{names}: scoring")
+            shown.advance(scored)
+
+        how = replace(how, progress=count)
+        found = evaluate_all(
+            subjects,
+            suite,
+            how,
+            temperature=temperature,
+            again=again,
+            say=say if is_main() else None,
+        )
+    return [(scores.to_dict(), score_table(scores)) for scores in found]
+
+
+def _sweep(subject: Subject, suite: Any, how: How, *, again: bool) -> tuple[dict[str, Any], str]:
+    """Score the line of weights to one subject; return its JSON document and its table."""
+    from dataclasses import replace
+
     from .evaluation import images_in
     from .sweeping import ALPHAS, sweep_run
 
-    images = images_in(suite, how, temperature=temperature)
-    with meter(images * (len(ALPHAS) if sweep else 1)) as shown:
+    with meter(images_in(suite, how) * len(ALPHAS)) as shown:
 
         def count(scored: int) -> None:
             shown.describe(f"{subject.name}: scoring")
             shown.advance(scored)
 
-        how = replace(how, progress=count)
-        if sweep:
-            line = sweep_run(subject, suite, how=how)
-            points = [{"alpha": alpha, "splits": one.splits} for alpha, one in line.items()]
-            return {**line[1.0].to_dict(), "sweep": points}, _sweep_table(line)
-        scores = score(
-            subject,
-            suite,
-            temperature=temperature,
-            root=how.root,
-            limit=how.limit,
-            transform=how.transform,
-            precision=how.precision,
-            workers=how.workers,
-            cache=how.cache,
-            runtime=how.runtime,
-            progress=how.progress,
-        )
-    return scores.to_dict(), _score_table(scores)
-
-
-def _score_table(scores: Scores) -> str:
-    """One line per split and a table per task, then the means over roles."""
-    from .records import main_value
-    from .tasks import TASKS, UNSCALED
-
-    scaled = scores.conditions["temperature"] is not None
-    tables = []
-    for task in dict.fromkeys(entry["task"] for entry in scores.splits.values()):
-        entries = {name: one for name, one in scores.splits.items() if one["task"] == task}
-        known = TASKS[task].columns.items()
-        more = {header: key for header, key in known if any(key in one for one in entries.values())}
-        if scaled and task == "classify":
-            more["ECE scaled"] = "ece_scaled"
-        names = dict.fromkeys(one["metric"].replace("_", " ") for one in entries.values())
-        rows = []
-        for name, entry in entries.items():
-            low, high = entry["interval"]
-            row = [name, entry["role"], str(entry["n"]), percent(main_value(entry))]
-            row.append(f"{percent(low)}-{percent(high)}")
-            row += [
-                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry.get(key))
-                for key in more.values()
-            ]
-            rows.append(row)
-        header = ["split", "role", TASKS[task].counted, " / ".join(names), "95 % interval", *more]
-        tables.append(columns(header, rows, left=2))
-    words = ", ".join(_word(name, **entry) for name, entry in scores.summary().items())
-    return "\n\n".join(tables) + f"\n{words}"
-
-
-def _word(name: str, value: float, interval: Sequence[float] | None = None) -> str:
-    """Name and value of a mean over splits, with its interval if it has one."""
-    if interval is None:
-        return f"{name} {percent(value)}"
-    low, high = interval
-    return f"{name} {percent(value)} (95 % interval {percent(low)}-{percent(high)})"
-
-
-def _sweep_table(line: dict[float, Scores]) -> str:
-    """One line per alpha."""
-    from .records import summary
-
-    values = {alpha: summary(scores.splits) for alpha, scores in sorted(line.items())}
-    words = list(next(iter(values.values())))
-    rows = [
-        [f"{alpha:g}", *(percent(one[word]) for word in words)] for alpha, one in values.items()
-    ]
-    return columns(["alpha", *words], rows)
+        line = sweep_run(subject, suite, how=replace(how, progress=count), again=again)
+    points = [{"alpha": alpha, "splits": one.splits} for alpha, one in line.items()]
+    return {**line[1.0].to_dict(), "sweep": points}, sweep_table(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .classifying import ClassifierLearner
 from .errors import TaskError, WeightsError
+from .heads import texts_apart
 from .learner import Learner
 from .method import Context
 from .path_loss import statistics
@@ -34,7 +36,7 @@ def endpoints(learner: Learner, tuned: Predictor, context: Context) -> Endpoints
     """Return the weights that a learner trains, as they are and as a tuned model has them.
 
     A tuned model without a linear head, for a learner that has one, gets the zero-shot head of its
-    own text tower.
+    own text tower; a student whose images are in its teacher's space gets the learner's.
 
     Args:
         learner: Of the method that made the tuned model, built on the pre-trained model.
@@ -120,7 +122,11 @@ def _fit_head(student: Predictor, tuned: Predictor, context: Context) -> None:
         TaskError: If the tuned model's head is for other classes.
         WeightsError: If it has one and the learner has none.
     """
-    if student.head is not None and tuned.head is None:
+    if student.head is not None and tuned.head is None and texts_apart(tuned.surgeries):
+        # Of the same teacher, which a recipe names and another program's checkpoint does not hold.
+        tuned.head = copy.deepcopy(student.head)
+        tuned.classes, tuned.templates = student.classes, student.templates
+    elif student.head is not None and tuned.head is None:
         tuned.set_head(context.classes, context.templates)
     elif student.head is None and tuned.head is not None:
         raise WeightsError(

@@ -5,6 +5,7 @@ No metric is averaged over batches.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +19,14 @@ from .data.decoding import Transform
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .files import whole_file, write_json
+from .kept import Kept, stamp_of
 from .prediction import How, Moves, Precision, Progress, gather, open_validation, stay
 from .prediction import predict as predict
 from .predictor import Predictor
 from .records import HARMONIC, summary
 from .runtime import Runtime
-from .subjects import Subject, find
-from .tasks import Outcomes, open_exams, short_hash
+from .subjects import Subject, find, trained_on
+from .tasks import Judged, Outcomes, open_exams, short_hash
 from .tasks.classify import measure as measure
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ class Scores:
         found: dict[str, dict[str, Any]] = {}
         for word, value in summary(self.splits).items():
             found[word] = {"value": value}
-            if word in HARMONIC:
+            if word in HARMONIC and self.outcomes:
                 base, novel = (
                     [self.outcomes[name].correct for name in names[role]] for role in HARMONIC[word]
                 )
@@ -140,6 +142,7 @@ def evaluate(
         found, predictor = Subject("predictor"), subject
     else:
         found = find(subject)
+        warn_of_training(found, suite)
         predictor = found.predictor()
     how = How(
         root=root,
@@ -152,13 +155,57 @@ def evaluate(
         runtime=runtime,
         progress=progress,
     )
-    conditions = {"subject": found.name, "seed": found.seed()}
+    kept = kept_of(found, suite, how, temperature=temperature)
     scores = evaluate_points(
-        predictor, {0.0: stay}, suite, how, conditions=conditions, temperature=temperature
+        predictor,
+        {0.0: stay},
+        suite,
+        how,
+        conditions=conditions_of(found, kept),
+        temperature=temperature,
+        kept={} if kept is None else {0.0: kept},
     )[0.0]
-    if found.run is not None and (runtime is None or runtime.is_main):
-        scores.write(found.run / "scores")
+    if kept is not None:
+        write_whole(scores, kept)
     return scores
+
+
+def warn_of_training(subject: Subject, suite: Suite) -> None:
+    """Warn where a suite counts as never trained on what a run was trained on."""
+    targets = {
+        split.dataset
+        for split in suite.splits
+        if split.role == "target" and split.task == "classify" and split.dataset != "emojishift"
+    }
+    data = trained_on(subject) if targets else None
+    if data is not None and data.name in targets:
+        warnings.warn(
+            f"{subject.name} was trained on {data.name}, which suite {suite.name} counts among the "
+            f"tasks never trained on, also in its mean; score suite forgetting-{data.name}, which "
+            "leaves it out.",
+            stacklevel=2,
+        )
+
+
+def kept_of(subject: Subject, suite: Suite, how: How, *, temperature: bool) -> Kept | None:
+    """Return where the finished splits of a run are kept; None for what is no run."""
+    if subject.run is None:
+        return None
+    stamp = stamp_of(subject.run, suite, how, temperature=temperature)
+    return Kept(subject.run, suite.name, stamp, how.runtime is None or how.runtime.is_main)
+
+
+def conditions_of(subject: Subject, kept: Kept | None) -> dict[str, Any]:
+    """Return what scores say of their subject."""
+    stamp = {} if kept is None else {"stamp": kept.stamp}
+    return {**subject.conditions(), **stamp}
+
+
+def write_whole(scores: Scores, kept: Kept) -> None:
+    """Write the scores of a run, in whose place its finished splits are no longer needed."""
+    if kept.write:
+        scores.write(kept.run / "scores")
+        kept.clear()
 
 
 def evaluate_points(
@@ -169,6 +216,7 @@ def evaluate_points(
     *,
     conditions: Mapping[str, Any],
     temperature: bool = False,
+    kept: Mapping[float, Kept] | None = None,
 ) -> dict[float, Scores]:
     """Score a suite with several settings of a predictor's weights, decoding every image once.
 
@@ -179,20 +227,34 @@ def evaluate_points(
         how: Data, device, number of images.
         conditions: What the scores say about their subject.
         temperature: As in `evaluate`.
+        kept: Where finished splits of a position are found, and kept, if anywhere.
 
     Raises:
         DataError: If data are missing.
         WeightsError: If a logit is not finite.
     """
-    exams = open_exams(suite, how)
+    exams, kept = open_exams(suite, how), kept or {}
     fitted: dict[float, float] = {}
     if temperature:
         for position, outputs in gather(predictor, moves, open_validation(suite, how), how).items():
             fitted[position] = metrics.fit_temperature(*outputs)
     splits: dict[float, dict[str, dict[str, Any]]] = {position: {} for position in moves}
     outcomes: dict[float, dict[str, Outcomes]] = {position: {} for position in moves}
-    for _, exam in exams:
-        for position, found in exam.judge(predictor, moves, how, fitted).items():
+    for split, exam in exams:
+        judged: dict[float, Mapping[str, Judged]] = {}
+        for position, place in kept.items():
+            if (old := place.read(split.name)) is not None:
+                judged[position] = old
+        missing = {position: move for position, move in moves.items() if position not in judged}
+        if how.runtime is not None:
+            how.runtime.wait()  # until all have seen what is there
+        if how.progress is not None and judged:
+            how.progress(exam.images * len(judged))
+        if missing:
+            judged |= exam.judge(predictor, missing, how, fitted)
+        for position, found in judged.items():
+            if position in kept and position in missing:
+                kept[position].keep(split.name, found)
             for name, (entry, rows) in found.items():
                 splits[position][name], outcomes[position][name] = entry, rows
     common = common_conditions(predictor, suite, how)

@@ -1,4 +1,4 @@
-"""Tuned models that other programs wrote: prompts, whole CLIPs, CLIPs with a linear head.
+"""Tuned models that other programs wrote: prompts, adapters, whole CLIPs, CLIPs with a linear head.
 
 A file says little about itself, so everything is told from the names of its tensors, and checked
 against the base model it is put on. What a file holds beside that is left out and named.
@@ -7,35 +7,24 @@ against the base model it is put on. What a file holds beside that is left out a
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import checkpoints, stored, towers, zoo
+from . import checkpoints, foreign_contexts, foreign_modules, stored, towers, zoo
 from .errors import WeightsError
 from .predictor import Predictor
-from .surgery.slots import Slots, contexts, frame, text_tokens
 
 COMPONENTS = ("prompt_learner", "adapter_learner", "VLPromptLearner")
 """Directories in which few-shot training scripts keep the checkpoints of what they trained"""
 
-WORDS = "a photo of a"
-"""What four contexts start as in every published setting"""
-
 _EPOCH = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 _BEST = "model-best.pth.tar"
 
-_LEARNER = "prompt_learner."
 _CLASSIFIER = ("image_encoder.model.", "classification_head.")
-_UNUSED = ("bias_vectors", "meta_net.", "adapter.")
-"""In files of KgCoOp, which never uses them"""
-
-_START = 0.02
-"""Relative difference of embeddings that half precision can make"""
 
 
 class _Form(NamedTuple):
@@ -58,9 +47,10 @@ def read_tuned(path: Path, base: Predictor, classes: Sequence[str] = ()) -> Pred
     Warns about what a checkpoint holds and nobody uses.
 
     Args:
-        path: One of: learned contexts of CoOp or KgCoOp, as a file or the directory of an
-            experiment; a state dict of a whole open_clip model; that of a model with a linear head
-            as WiSE-FT trains it; a directory of open_clip or, for a CLIPModel, of transformers.
+        path: One of: learned contexts of CoOp or KgCoOp, adapters of MMA or a student of PromptKD,
+            as a file or the directory of an experiment; a state dict of a whole open_clip model;
+            that of a model with a linear head as WiSE-FT trains it; a directory of open_clip or,
+            for a CLIPModel, of transformers.
         base: The model it was trained from; left as it is.
         classes: Names of the training classes, in their order; needed where something belongs to
             each class, because files hold no names.
@@ -107,112 +97,11 @@ def _file_in(path: Path) -> Path:
     chosen = epochs[max(epochs)]
     if len(epochs) > 1 or (place / _BEST).is_file():
         others = sorted(file.name for file in place.iterdir() if _is_checkpoint(file))
-        _remark(
+        checkpoints.remark(
             f"{place} holds {', '.join(others)}; took the last epoch, {chosen.name}, as published "
             "tables of CoOp do. Name another file to take that."
         )
     return chosen
-
-
-def _prompts(
-    state: dict[str, Tensor], base: Predictor, classes: Sequence[str], file: Path
-) -> Predictor:
-    """Put learned contexts before class names."""
-    if "ctx" not in state:  # of a whole few-shot model, whose towers are those of the base
-        others = sum(not name.startswith(_LEARNER) for name in state)
-        _remark(f"{file}: {others} tensors beside {_LEARNER}* are left out; they are the base's.")
-        state = {
-            name.removeprefix(_LEARNER): value
-            for name, value in state.items()
-            if name.startswith(_LEARNER)
-        }
-    learned = state.pop("ctx").float()
-    start = state.pop("token_prefix", None)
-    state.pop("token_suffix", None)  # embeddings of the training classes' names
-    unused = sorted(name for name in state if name.startswith(_UNUSED))
-    if unused:
-        _remark(f"{file}: {', '.join(unused)} left out; KgCoOp saves them and never uses them.")
-    unknown = sorted(set(state) - set(unused))
-    if unknown:
-        raise WeightsError(
-            f"{file} holds learned contexts and also {', '.join(unknown[:3])}, which CoOp and "
-            "KgCoOp do not have. Of methods with other parts perdure reads none; save ctx alone "
-            "if the contexts can stand without them."
-        )
-    text: Any = towers.text_tower(base.clip)
-    if getattr(text, "token_embedding", None) is None:
-        raise WeightsError(
-            f"{file} holds contexts, which belong to a text tower of open_clip's CLIP; that of "
-            f"{base.source.name} is a {type(text).__name__}. Name the base they were learned on."
-        )
-    table: Tensor = text.token_embedding.weight
-    _check_contexts(learned, table.shape[1], base, classes, file)
-    if start is not None:
-        _check_start(start.float().flatten(0, -2)[0], table, base, file)
-    words = tuple(text_tokens(base.tokenizer, WORDS))
-    count = learned.shape[-2]
-    base.drop_head()
-    base.attach(
-        Slots(
-            count,
-            words if len(words) == count else None,
-            classes=tuple(classes) if learned.ndim == 3 else (),
-        )
-    )
-    with torch.no_grad():
-        contexts(base.clip).contexts.copy_(learned.flatten(0, -2))
-    return base
-
-
-def _check_contexts(
-    learned: Tensor, width: int, base: Predictor, classes: Sequence[str], file: Path
-) -> None:
-    """Refuse contexts that are no contexts of this model and these classes."""
-    if learned.ndim not in (2, 3) or 0 in learned.shape or not learned.isfinite().all():
-        raise WeightsError(
-            f"{file} holds ctx of shape {tuple(learned.shape)}; expected finite numbers (M, W), M "
-            "context vectors of the text tower's width, or (C, M, W) with vectors of each class."
-        )
-    if learned.shape[-1] != width:
-        raise WeightsError(
-            f"the contexts in {file} are {learned.shape[-1]} wide, but the text tower of "
-            f"{base.source.name} reads vectors of {width}. Name the base model they were learned "
-            "on: 512 is the width of ViT-B/32, ViT-B/16 and RN50, 768 that of ViT-L/14."
-        )
-    if learned.ndim == 3 and len(learned) != len(classes):
-        known = f"{len(classes)} classes are known here" if classes else "no class is known here"
-        raise WeightsError(
-            f"the contexts in {file} belong to {len(learned)} classes, one set of "
-            f"{learned.shape[1]} vectors for each, but {known} and the file holds no names. Use "
-            "it as model.init of a recipe whose data have these classes in this order; on other "
-            "classes such contexts mean nothing."
-        )
-
-
-def _check_start(found: Tensor, table: Tensor, base: Predictor, file: Path) -> None:
-    """Refuse contexts of another base: files keep its embedding of the start of a text."""
-    start = frame(base.tokenizer)[0]
-    if not start or found.shape != table.shape[1:]:
-        return
-    own = table[start[0]].detach().float()
-    if float((found - own).norm() / own.norm()) > _START:
-        raise WeightsError(
-            f"the contexts in {file} were learned on another model than {base.source.name} "
-            f"{base.source.weights}: the embedding of the start of a text differs. Name that "
-            "model, such as ViT-B-16/openai."
-        )
-
-
-def _adapters(
-    state: dict[str, Tensor], base: Predictor, classes: Sequence[str], file: Path
-) -> Predictor:
-    """Explain what cannot be read."""
-    names = ", ".join(sorted(state)[:3])
-    raise WeightsError(
-        f"{file} holds {names}, ...: modules inside the towers, as of MMA, MaPLe or PromptKD. Of "
-        "few-shot methods perdure reads the contexts of CoOp and KgCoOp; train such a host with "
-        "perdure (perdure list methods) and name that run."
-    )
 
 
 def _with_head(
@@ -271,7 +160,7 @@ def _fill_image_tower(base: Predictor, state: dict[str, Tensor], file: Path) -> 
     own = base.clip.state_dict()
     text = {name for name in own if not name.startswith("visual.") and name != "logit_scale"}
     if text and not text & state.keys() and any(name.startswith("visual.") for name in state):
-        _remark(f"{file} has no text tower; it is taken from {base.source.name}.")
+        checkpoints.remark(f"{file} has no text tower; it is taken from {base.source.name}.")
         state |= {name: own[name] for name in text}
         state.setdefault("logit_scale", own["logit_scale"])
     towers.fill(base.clip, {name: value.float() for name, value in state.items()}, str(file))
@@ -288,16 +177,11 @@ def _same_architecture(found: Predictor, base: Predictor, path: Path) -> Predict
     return found
 
 
-def _remark(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
-
-
 _FORMS = (
-    _Form(lambda state: "ctx" in state or f"{_LEARNER}ctx" in state, _prompts),
-    _Form(
-        lambda state: any("adapter." in name or "VPT" in name or "_ctx" in name for name in state),
-        _adapters,
-    ),
+    _Form(foreign_modules.has_other_prompts, foreign_modules.refuse),
+    _Form(foreign_contexts.has_contexts, foreign_contexts.read_contexts),
+    _Form(foreign_modules.has_side_adapters, foreign_modules.read_side_adapters),
+    _Form(foreign_modules.has_student, foreign_modules.read_student),
     _Form(lambda state: any(name.startswith(_CLASSIFIER[1]) for name in state), _with_head),
     _Form(lambda state: True, _whole),
 )

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from .comparison import Curve, Point
 from .errors import RunError
-from .records import Record, key_of, point, summary
+from .identities import key_of
+from .records import Record, point, summary
 
 Knob = Literal["alpha", "learning rate"]
 
@@ -171,13 +172,25 @@ def _labels(representatives: Mapping[str, Record]) -> dict[str, str]:
         namesakes = [
             other.settings for name, other in representatives.items() if bases[name] == bases[key]
         ]
-        differing = [
-            f"{setting}={_short(record.settings.get(setting))}"
-            for setting in sorted({setting for one in namesakes for setting in one})
-            if len({repr(one.get(setting)) for one in namesakes}) > 1
-        ]
+        differing: dict[str, None] = {}
+        for setting in sorted({setting for one in namesakes for setting in one}):
+            table = setting.partition(".")[0]
+            having = [one for one in namesakes if _has(one, table)]
+            if len({repr(one.get(setting)) for one in having}) > 1:
+                absent = not _has(record.settings, table)
+                value = None if absent else record.settings.get(setting)
+                differing[f"{table if absent else setting}={_short(value)}"] = None
+            elif len(having) < len(namesakes):  # tables such as `guard`, which some have not
+                differing[table if _has(record.settings, table) else f"{table}=None"] = None
+        if len(differing) > 1:  # its keys say more
+            tables = {one.partition(".")[0] for one in differing if "." in one}
+            differing = {one: None for one in differing if one not in tables}
         labels[key] = f"{bases[key]} ({', '.join(differing)})" if differing else bases[key]
     return labels
+
+
+def _has(settings: Mapping[str, Any], table: str) -> bool:
+    return any(key == table or key.startswith(f"{table}.") for key in settings)
 
 
 def _base(record: Record) -> str:

@@ -6,9 +6,8 @@ that a run that was killed, before, in or after a rollback, goes on as if it had
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +18,16 @@ from .data.suites import Suite, for_choosing
 from .data.suites import suite as find_suite
 from .errors import TaskError
 from .evaluation import evaluate_points
-from .guard_spec import WITHOUT, GuardSpec, is_unbounded, less_is_better, require_in, splits_of
+from .guard_spec import WITHOUT, WORDS, GuardSpec, is_share, less_is_better, require_in, splits_of
 from .learner import Learner
 from .optim import Schedule
-from .prediction import How, open_suite, stay
+from .prediction import How, stay
 from .predictor import Predictor
 from .recipe import Recipe
 from .run import Run
 from .runtime import Runtime
 from .states import Cursor
+from .tasks import open_exams
 
 
 class Look(NamedTuple):
@@ -69,18 +69,23 @@ class Guard:
         except ValueError as error:
             raise TaskError(f"guard: {error}.") from None
         needed = splits_of(spec.metric, suite)
-        kept = [one for one in suite.splits if one.name in needed]
+        kept = [one for one in suite.splits if one.name in needed] or list(suite.splits)
         if any(one.columns is not None for one in kept):  # these are of the classes of "id"
             kept = [one for one in suite.splits if one in kept or one.role == "id"]
         how = How(root=root, limit=spec.limit, runtime=runtime)
         guard = cls(spec, replace(suite, splits=tuple(kept)), how)
-        for _ in open_suite(guard.suite, how):
-            pass
+        open_exams(guard.suite, how)
         return guard
 
-    @cached_property
+    @property
     def _splits(self) -> list[str]:
+        """Return the names of the splits that are looked at."""
         return splits_of(self.spec.metric, self.suite)
+
+    @property
+    def _word(self) -> str:
+        """Return the metric's name in what the kept splits come to."""
+        return "ood" if self.spec.metric in WITHOUT else self.spec.metric
 
     def look(self, predictor: Predictor) -> Look:
         """Measure the metric.
@@ -91,23 +96,34 @@ class Guard:
         """
         scores = evaluate_points(predictor.eval(), {0.0: stay}, self.suite, self.how, conditions={})
         found = scores[0.0]
-        images = sum(int(found[name]["n"]) for name in self._splits)
         split, dot, name = self.spec.metric.rpartition(".")
+        name = name if dot else self._word
+        words = {} if dot else found.summary()
+        if name not in (found.splits.get(split, {}) if dot else words):
+            has = [
+                *words,
+                *(
+                    f"{one}.{key}"
+                    for one, entry in found.splits.items()
+                    for key, value in entry.items()
+                    if isinstance(value, float)
+                ),
+            ]
+            raise TaskError(
+                f"guard.metric is {self.spec.metric!r}, but there is no such number of suite "
+                f"{self.suite.name}, which has: {', '.join(has)}."
+            )
+        names = [one for one in self._splits if one in found.splits]
+        images = sum(int(found[one]["n"]) for one in names)
         if dot:
-            if name not in found[split]:
-                numbers = [key for key, value in found[split].items() if isinstance(value, float)]
-                raise TaskError(
-                    f"guard.metric is {self.spec.metric!r}, but {split} of {self.suite.name} has "
-                    f"no {name}; it has: {', '.join(numbers)}."
-                )
-            interval = found[split]["interval"] if name == "accuracy" else None
-            return Look(found[split][name], interval and tuple(interval), images)
-        value = found.summary()["ood" if name in WITHOUT else name]
-        if "interval" in value:
-            return Look(value["value"], tuple(value["interval"]), images)
-        if name.startswith("ece"):
-            return Look(value["value"], None, images)
-        right = {one: found.outcomes[one].correct.astype(np.float64) for one in self._splits}
+            own = name == found[split].get("metric")
+            return Look(
+                found[split][name], _pair(found[split]["interval"]) if own else None, images
+            )
+        value = words[name]
+        if "interval" in value or name not in WORDS or name.startswith("ece"):
+            return Look(value["value"], _pair(value.get("interval")), images)
+        right = {one: found.outcomes[one].correct.astype(np.float64) for one in names}
         none = {one: np.zeros_like(values) for one, values in right.items()}
         gap = paired_difference(right, none)
         return Look(value["value"], (gap.low, gap.high), images)
@@ -132,6 +148,7 @@ class Guard:
         self.record = {
             "suite": self.suite.name,
             "metric": spec.metric,
+            "splits": self._splits,
             "action": spec.action,
             "bound": bound,
             "pretrained": None if before is None else before.value,
@@ -147,8 +164,8 @@ class Guard:
         text = f"Guard: {self._saw(start)} before training; {self._limit()}."
         if not self.record["for_choosing"]:
             text += (
-                f" It looks at {', '.join(self._splits)} of {self.suite.name}: what is scored there"
-                " later is no untouched test any more."
+                f" It looks at {', '.join(self._splits)} of {self.suite.name}: what is scored "
+                "there later is no untouched test any more."
             )
         return text
 
@@ -246,7 +263,7 @@ class Guard:
         return f"{text} ({self._text(self.spec.drop)} from {self._text(self.record['pretrained'])})"
 
     def _text(self, value: float) -> str:
-        return f"{value:.3f}" if is_unbounded(self.spec.metric) else f"{100 * value:.1f} %"
+        return f"{100 * value:.1f} %" if is_share(self.spec.metric) else f"{value:.3f}"
 
     def _too_low(self, start: Look) -> str:
         advice = (
@@ -265,3 +282,7 @@ class Guard:
 
 def _place(step: int) -> str:
     return f"step {step}" if step else "the start"
+
+
+def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval[0], interval[1])

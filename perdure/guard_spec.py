@@ -78,10 +78,9 @@ class GuardSpec:
         """Refuse what can never be measured, or never be met."""
         if (self.floor is None) == (self.drop is None):
             raise ValueError("give either floor (such as 0.55) or drop (such as 0.03)")
-        _require_form(self.metric)
         key, value = ("floor", self.floor) if self.drop is None else ("drop", self.drop)
         assert value is not None
-        if not is_unbounded(self.metric) and not 0 <= value <= 1:
+        if is_share(self.metric) and not 0 <= value <= 1:
             raise ValueError(
                 f"{key} is {value:g}, but {self.metric} is a share between 0 and 1; write "
                 f"{value / 100:g} for {value:g} %"
@@ -101,9 +100,10 @@ def less_is_better(metric: str) -> bool:
     return name in ("ece", "ece10", "ece_id", "ece_ood", *_UNBOUNDED)
 
 
-def is_unbounded(metric: str) -> bool:
-    """Return whether the metric is no share of images."""
-    return metric.rpartition(".")[2] in _UNBOUNDED
+def is_share(metric: str) -> bool:
+    """Return whether the metric is known to be a share of images."""
+    name = metric.rpartition(".")[2]
+    return name in (*WORDS, *OF_SPLITS) and name not in _UNBOUNDED
 
 
 def splits_of(metric: str, suite: Suite) -> list[str]:
@@ -111,13 +111,16 @@ def splits_of(metric: str, suite: Suite) -> list[str]:
     split, dot, _ = metric.rpartition(".")
     if dot:
         return [split]
+    if metric not in WORDS:  # the main metric of another task than classification
+        return [one.name for one in suite.splits if one.task != "classify"]
     roles, without = WORDS[metric], WITHOUT.get(metric)
     return [one.name for one in suite.splits if one.role in roles and one.name != without]
 
 
 def words_of(suite: Suite) -> list[str]:
     """Return the words that a suite comes to."""
-    names, roles = {one.name for one in suite.splits}, {one.role for one in suite.splits}
+    ours = [one for one in suite.splits if one.task == "classify"]
+    names, roles = {one.name for one in ours}, {one.role for one in ours}
     return [
         word
         for word, needed in WORDS.items()
@@ -126,37 +129,31 @@ def words_of(suite: Suite) -> list[str]:
 
 
 def require_in(metric: str, suite: Suite) -> None:
-    """Refuse a metric that a suite does not have.
+    """Refuse a metric that a suite does not have; those of other tasks are seen when measured.
 
     Raises:
         ValueError: Names what it has.
     """
+    if not all(one.task == "classify" for one in suite.splits):
+        return
     names, words = [one.name for one in suite.splits], words_of(suite)
-    split, dot, _ = metric.rpartition(".")
+    split, dot, name = metric.rpartition(".")
     if dot and split not in names:
         hint = nearest(split, names)
         raise ValueError(
             f"metric is {metric!r}, but suite {suite.name} has no split {split!r}; "
             f"{hint + ' ' if hint else ''}its splits: {', '.join(names)}"
         )
-    if not dot and metric not in words:
-        raise ValueError(
-            f"metric is {metric!r}, which suite {suite.name} does not have; its words: "
-            f"{', '.join(words)}; or one of its splits, as in {names[0]}.accuracy"
-        )
-
-
-def _require_form(metric: str) -> None:
-    split, dot, name = metric.rpartition(".")
-    if not dot and metric not in WORDS:
-        hint = nearest(metric, WORDS)
-        raise ValueError(
-            f"metric is {metric!r}; {hint + ' ' if hint else ''}allowed: {', '.join(WORDS)}; or "
-            "one split's, as in val_shift.accuracy"
-        )
-    if dot and (not split or name not in OF_SPLITS):
+    if dot and name not in OF_SPLITS:
         hint = nearest(name, OF_SPLITS)
         raise ValueError(
             f"metric is {metric!r}; {hint + ' ' if hint else ''}after the split and a dot comes "
             f"one of {', '.join(OF_SPLITS)}"
+        )
+    if not dot and metric not in words:
+        hint = nearest(metric, words)
+        raise ValueError(
+            f"metric is {metric!r}, which suite {suite.name} does not have; "
+            f"{hint + ' ' if hint else ''}its words: {', '.join(words)}; or one split's, as in "
+            f"{names[0]}.accuracy"
         )

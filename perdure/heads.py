@@ -55,6 +55,12 @@ def columns(
     if head is None or not set(names) <= set(classes):
         if texts_apart(surgeries):
             missing = next((name for name in names if name not in classes), "")
+            if head is None:
+                raise TaskError(
+                    "this model's images are projected into the space of its teacher, whose class "
+                    "rows it does not have, as a checkpoint of another program. Give it these: as "
+                    "model.init of a recipe of promptkd that names the teacher, or by keep_rows."
+                )
             raise TaskError(
                 f"this model has no row for the class {missing!r}: its images are projected into "
                 f"the space of its teacher, whose rows of {len(classes)} classes it keeps, and "

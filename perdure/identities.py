@@ -1,4 +1,4 @@
-"""What makes two runs the same but for their seeds: read from their documents. No torch."""
+"""What recipe and merge documents say a run is: its method, seed, settings. No torch."""
 
 from __future__ import annotations
 
@@ -51,8 +51,25 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
     return "checkpoint" if foreign else "zero-shot", None, None, _flatten(document)
 
 
+def cached_views(document: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return how many fixed views of each image stood for augmentation that is new in every epoch.
+
+    Args:
+        document: Recipe, or merge document, whose inputs are looked at.
+
+    Returns:
+        The numbers, ascending; empty where no run had any.
+    """
+    if "kind" in document:
+        each = [cached_views(origin_of(entry)) for entry in document["inputs"]]
+        return tuple(sorted({views for found in each for views in found}))
+    data = document.get("data")
+    views = data.get("views") if isinstance(data, Mapping) else None
+    return () if views is None else (int(views),)
+
+
 def origin_of(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the document that an input of a merge came from."""
+    """Return the recipe or merge document that an input of a merge came from, or its name."""
     for word in ("recipe", "merge"):
         if entry.get(word):
             found: Mapping[str, Any] = entry[word]

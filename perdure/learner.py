@@ -34,6 +34,15 @@ class Learner(nn.Module, ABC):
         super().__init__()
         self.student = student
 
+    @property
+    def fixed_features(self) -> bool:
+        """Whether `forward` takes `Batch.features` for what `student.encode_image` would return.
+
+        So it may only where no weight that training changes takes part in embedding an image, and
+        nothing else looks at pixels.
+        """
+        return False
+
     @abstractmethod
     def forward(self, batch: Batch, step: int) -> Step:
         """Compute the loss terms of optimiser step `step`, which counts from 1."""

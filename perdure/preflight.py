@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import chain
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from .batch import Batch
+from .cached_views import first_batches, views_used
 from .errors import TaskError
 from .learner import Learner
 from .loop import Tick, steps
@@ -79,6 +82,8 @@ class Preflight:
     total_steps: int
     seconds_per_step: float
     """Of the last step taken, with its data; validation comes on top"""
+    view_seconds: float | None = None
+    """Estimate for embedding the views that the recipe declares, before the first step"""
 
     @property
     def trainable(self) -> int:
@@ -88,7 +93,7 @@ class Preflight:
     @property
     def seconds(self) -> float:
         """Estimate for the whole run."""
-        return self.seconds_per_step * self.total_steps
+        return self.seconds_per_step * self.total_steps + (self.view_seconds or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it for programs."""
@@ -134,11 +139,15 @@ def _look(work: Work, runtime: Runtime) -> Preflight:
     ticks: list[Tick] = []
     kept = _Kept(chain(learner.parameters(), learner.buffers()))
     counting = ExitStack()
+    count, views = min(STEPS, work.total), work.recipe.data.views
+    began = perf_counter()
+    batches = first_batches(learner, work.loader, views, count, runtime)
+    view_seconds = None if views is None else _for_views(work, batches, perf_counter() - began)
     try:
         counting.enter_context(saved_tensors_hooks(kept.pack, lambda tensor: tensor))
         for tick in steps(
             learner,
-            work.loader.batches(0, min(STEPS, work.total)),
+            batches,
             work.optimizer,
             work.schedule,
             runtime,
@@ -181,7 +190,17 @@ def _look(work: Work, runtime: Runtime) -> Preflight:
         ),
         work.total,
         ticks[-1].seconds - before,
+        view_seconds,
     )
+
+
+def _for_views(work: Work, batches: Iterable[Batch], seconds: float) -> float:
+    """Return the seconds for embedding all views, from those for the images of a few batches."""
+    assert work.recipe.data.views is not None
+    images = sum(len(batch.labels) for batch in batches)
+    used = views_used(work.recipe.data.views, work.loader, work.total)
+    share = used * work.loader.images / (images * work.runtime.world_size)
+    return seconds * share
 
 
 class _Kept:

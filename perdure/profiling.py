@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .cached_views import first_batches
 from .documents import parse_yaml
 from .errors import PerdureError, RecipeError, RunError
 from .grids import Axis, Cell, Choice, cells
@@ -148,7 +149,7 @@ def measure(recipe: Recipe, count: int, label: str = "") -> Profile:
         total, times, began = WARM_UP + count, [0.0], 0.0
         for tick in steps(
             work.learner,
-            work.loader.batches(0, total),
+            first_batches(work.learner, work.loader, recipe.data.views, total, runtime),
             work.optimizer,
             work.schedule,
             runtime,

@@ -154,6 +154,37 @@ def recall_of_folds(
     return {k: float(np.mean([one[k] for one in found])) for k in ks}
 
 
+def neighbours_kept(before: Floats, after: Floats, k: int) -> NDArray[np.float64]:
+    """Return for every row the share of its k nearest other rows that are still its nearest, (N,).
+
+    Args:
+        before: Unit rows, (N, D).
+        after: The same examples' rows, (N, D'), unit.
+        k: Neighbours, in [1, N).
+
+    Raises:
+        DataError: If numbers of rows differ, or k is out of range.
+    """
+    if len(before) != len(after) or not 1 <= k < len(before):
+        raise DataError(
+            f"{len(before)} and {len(after)} rows have no {k} nearest others to compare; the same "
+            "rows are needed twice, and k from 1 to one less than there are."
+        )
+    shares = np.empty(len(before))
+    chunk = max(1, _CELLS // len(before))
+    for start in range(0, len(before), chunk):
+        part = slice(start, start + chunk)
+        near = []
+        for rows in (before, after):
+            scores = rows[part] @ rows.T
+            places = np.arange(len(scores))
+            scores[places, places + start] = -np.inf  # a row is not its own neighbour
+            near.append(np.argpartition(-scores, k - 1, axis=1)[:, :k])
+        both = near[0][:, :, None] == near[1][:, None, :]
+        shares[part] = both.any(axis=2).mean(axis=1)
+    return shares
+
+
 def _distinct(rows: Floats) -> tuple[Floats, NDArray[np.int64] | None]:
     """Return the different rows, and the place of every row among them; None if all differ."""
     whole = np.ascontiguousarray(rows)

@@ -49,6 +49,8 @@ class ModelSpec(_Table):
 class DataSpec(_Table):
     """What to train on."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"views"})
+
     name: str
     root: Path | None = None
     """Where the files are; embedded data need none"""
@@ -72,6 +74,18 @@ class DataSpec(_Table):
     augment: Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"] = "none"
     """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror; crop to .08
     to 1 and mirror"""
+    views: Count | None = None
+    """Null for a new augmentation in every epoch. A number V: those of V epochs come again and
+    again, and the frozen image tower embeds them once, before training; another run, not only a
+    faster one"""
+
+    def __post_init__(self) -> None:
+        """Refuse views that are all the same."""
+        if self.augment == "none" and (self.views or 1) > 1:
+            raise ValueError(
+                f"views is {self.views}, but augment is 'none', so that all views of an image are "
+                "equal; views: 1 does the same"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,22 +11,16 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from .comparison import Point
 from .documents import parse_yaml
 from .errors import RecipeError, RunError, nearest
 from .files import read_json
-from .identities import identity as identity
-from .identities import key_of as key_of
-from .identities import origin_of
-from .metrics import harmonic_mean
-from .ranking import KS
+from .identities import cached_views, identity, key_of, origin_of
 from .rundir import is_run, require_readable, runs_in
-
-Splits = Mapping[str, Mapping[str, Any]]
-"""Split name to its entry in a score file."""
-
-HARMONIC = {"harmonic": ("base", "novel"), "harmonic_ood": ("base_ood", "novel_ood")}
-"""Words for harmonic means, and the two words they are of"""
+from .words import HARMONIC as HARMONIC
+from .words import Splits as Splits
+from .words import main_value as main_value
+from .words import point as point
+from .words import summary as summary
 
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 """What reading raises where a file holds something else than perdure writes"""
@@ -60,6 +54,14 @@ class Record:
     """Where on that line the run itself stands: the alpha of its added modules, 1 without any"""
     trainable: int | None = None
     seconds: float | None = None
+    views: tuple[int, ...] = ()
+    """As `cached_views`"""
+    view_seconds: float | None = None
+    """That embedding these views took, which `seconds` does not include"""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """Its recipe or merge document"""
+    guard: Mapping[str, Any] | None = None
+    """What the run's own guard saw and did"""
 
     @property
     def key(self) -> str:
@@ -88,78 +90,6 @@ class Record:
             raise _damaged(path, error) from None
 
 
-_LEAVES_OUT = {"art": "corrupt", "without_objectnet": "objectnet"}
-"""Means over shifted sets but one, which exist where that one does"""
-
-
-def summary(splits: Splits) -> dict[str, float]:
-    """Return what the splits of one model come to, as far as their roles allow.
-
-    The keys are those words of `perdure.reporting` that one model has by itself, and the names of
-    the main metrics of tasks other than classification, averaged over their splits; of retrieval
-    also `rsum`.
-    """
-    ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
-    of_role: dict[str, list[str]] = {}
-    for name, entry in ours.items():
-        of_role.setdefault(entry["role"], []).append(name)
-    shifted = of_role.get("ood", [])
-    values: dict[str, float] = {}
-    for word, names, metric in (
-        ("id", of_role.get("id"), "accuracy"),
-        ("ood", shifted, "accuracy"),
-        ("art", [name for name in shifted if name != "corrupt"], "accuracy"),
-        ("without_objectnet", [name for name in shifted if name != "objectnet"], "accuracy"),
-        ("base", of_role.get("base"), "accuracy"),
-        ("novel", of_role.get("novel"), "accuracy"),
-        ("base_ood", of_role.get("base_ood"), "accuracy"),
-        ("novel_ood", of_role.get("novel_ood"), "accuracy"),
-        ("target", of_role.get("target"), "accuracy"),
-        ("ece_id", of_role.get("id"), "ece"),
-        ("ece_ood", shifted, "ece"),
-    ):
-        if names and _LEAVES_OUT.get(word, names[0]) in (*names, *shifted):
-            values[word] = float(np.mean([ours[name][metric] for name in names]))
-    others: dict[str, list[float]] = {}
-    for entry in splits.values():
-        if entry.get("task") != "classify":
-            others.setdefault(str(entry["metric"]), []).append(main_value(entry))
-    values |= {metric: float(np.mean(found)) for metric, found in others.items()}
-    searched = [entry for entry in splits.values() if entry.get("task") == "retrieve"]
-    if searched:
-        values["rsum"] = rsum(searched)
-    for word, (base, novel) in HARMONIC.items():
-        if base in values and novel in values:
-            values[word] = harmonic_mean(values[base], values[novel])
-    return values
-
-
-def rsum(entries: Sequence[Mapping[str, Any]]) -> float:
-    """Return the sum of the six recalls (at 1, 5 and 10, both ways), averaged over data sets.
-
-    A sum of shares, in [0, 6]; printed in per cent it is the RSUM of published tables, 0 to 600.
-
-    Args:
-        entries: Both directions of every data set.
-    """
-    of_set: dict[str, float] = {}
-    for entry in entries:
-        own = sum(float(entry[f"recall_at_{k}"]) for k in KS)
-        of_set[entry["set"]] = of_set.get(entry["set"], 0.0) + own
-    return float(np.mean(list(of_set.values())))
-
-
-def main_value(entry: Mapping[str, Any]) -> float:
-    """Return the value of a split's main metric, such as accuracy, in [0, 1]."""
-    return float(entry[entry.get("metric", "accuracy")])
-
-
-def point(position: float, splits: Splits) -> Point:
-    """Return one model as a point of a trade-off curve."""
-    values = summary(splits)
-    return Point(position, values["id"], values["ood"])
-
-
 def read(path: Path, suite: str | None = None) -> Record:
     """Read one run directory.
 
@@ -171,9 +101,7 @@ def read(path: Path, suite: str | None = None) -> Record:
         RunError: If the directory is no run, was not evaluated, or was evaluated on several suites.
     """
     origin = document(path)
-    found = sorted(
-        file.stem for file in (path / "scores").glob("*.json") if not file.stem.endswith(".sweep")
-    )
+    found = suites_of(path)
     if not found:
         raise RunError(f"{path} has no scores. Evaluate it first: perdure eval {path} --suite ...")
     if suite is None:
@@ -191,6 +119,12 @@ def read(path: Path, suite: str | None = None) -> Record:
         return _record(path, suite, origin)
     except _MALFORMED as error:
         raise _damaged(path, error) from None
+
+
+def suites_of(path: Path) -> list[str]:
+    """Return the suites that a run directory has scores on, sorted."""
+    files = (path / "scores").glob("*.json")
+    return sorted(file.stem for file in files if not file.stem.endswith(".sweep"))
 
 
 def _strength(file: Path) -> float | None:
@@ -240,6 +174,10 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
         seconds=status.get("seconds"),
+        views=cached_views(origin),
+        view_seconds=status.get("view_seconds"),
+        origin=origin,
+        guard=status.get("guard"),
     )
 
 

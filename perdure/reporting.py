@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .comparison import (
+    Reading,
     above_curve,
     at_equal_id,
     over_seeds,
@@ -33,6 +34,7 @@ from .comparison import (
 from .errors import RunError
 from .groups import Family, Group, check_comparable, families, group, zero_shot
 from .metrics import harmonic_of_means
+from .notes import notes_on
 from .records import HARMONIC, Record, expand, hint, main_value, point, read, summary
 from .tables import Above, Equal, Pair, Report, Row
 from .tasks import TASKS
@@ -102,6 +104,7 @@ def compare(
             for target in at_id
         ),
         above=() if against is None else _above(groups, drawn, against),
+        notes=notes_on(groups),
         metrics={
             name: str(entry.get("metric", "accuracy")) for name, entry in records[0].splits.items()
         },
@@ -146,7 +149,15 @@ def _row(one: Group, start: Record | None) -> Row:
         values=averages,
         trainable=first.trainable,
         seconds=over_seeds([record.seconds for record in one.records]),
+        views=first.views,
+        view_seconds=_embedding(one),
     )
+
+
+def _embedding(one: Group) -> Reading | None:
+    """Average the seconds that embedding views took, where that was done."""
+    seconds = [record.view_seconds for record in one.records]
+    return over_seeds(seconds) if any(each is not None for each in seconds) else None
 
 
 def _pairs(groups: Sequence[Group], against: str | None) -> tuple[Pair, ...]:

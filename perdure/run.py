@@ -117,12 +117,11 @@ class Run:
             ) from None
         return parse_recipe(parse_yaml(text, str(path)), str(path))
 
-    def predictor(self) -> Predictor:
-        """Load the result.
+    def require_finished(self) -> None:
+        """Refuse a run without a result.
 
         Raises:
             RunError: If the run is not finished, or of a newer version.
-            WeightsError: If its files are damaged.
         """
         if not self.path.exists():
             raise RunError(f"{self.path} does not exist; name the directory of a finished run.")
@@ -133,6 +132,15 @@ class Run:
                 f"If it was interrupted, go on with: perdure train {self.path / 'recipe.yaml'} "
                 f"--out {self.path} --resume"
             )
+
+    def predictor(self) -> Predictor:
+        """Load the result.
+
+        Raises:
+            RunError: If the run is not finished, or of a newer version.
+            WeightsError: If its files are damaged.
+        """
+        self.require_finished()
         return Predictor.load(self.path / "predictor")
 
     def status(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RunError, WeightsError
 from .files import read_json
+from .identities import cached_views, identity
 from .recipe import DataSpec, parse_recipe
-from .records import document, hint, identity
+from .records import document, hint
 from .rundir import is_run, require_readable, runs_in
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ class Subject:
         elif self.weights is not None:
             entry["weights"] = self.weights
         return entry
+
+    def conditions(self) -> dict[str, Any]:
+        """Return what scores say about their subject: name, seed, cached views if there were."""
+        about: dict[str, Any] = {"subject": self.name, "seed": self.seed()}
+        views = () if self.run is None else cached_views(document(self.run))
+        return about | ({"cached_views": list(views)} if views else {})
 
     def seed(self) -> int | None:
         """Return the seed of the run, where it has one."""

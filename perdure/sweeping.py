@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +11,15 @@ import torch
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
-from .evaluation import Scores, evaluate_points
-from .files import write_json
+from .evaluation import Scores, evaluate_points, warn_of_training
+from .files import read_json, write_json
+from .kept import Kept, stamp_of
 from .merging import wise_ft
 from .prediction import How
 from .predictor import Predictor
 from .records import document
 from .run import Run
-from .subjects import Subject, find
+from .subjects import Subject, find, sha256_of
 from .weights import Weights, lerp, require_same
 
 ALPHAS = tuple(step / 8 for step in range(9))
@@ -67,6 +68,7 @@ def sweep(
     how: How | None = None,
     subject: str | None = None,
     seed: int | None = None,
+    kept: Mapping[float, Kept] | None = None,
 ) -> dict[float, Scores]:
     """Score (1 - alpha) zero-shot + alpha tuned for every alpha, decoding every image once.
 
@@ -78,6 +80,7 @@ def sweep(
         how: Data, device, number of images; all embedded images by default.
         subject: What the record calls the tuned end.
         seed: Of the fine-tuning, for the record.
+        kept: Where finished splits of an alpha are found, and kept, if anywhere.
 
     Raises:
         WeightsError: If an alpha is out of range, or the ends do not fit together.
@@ -94,7 +97,9 @@ def sweep(
     line = Line(zero_shot, tuned)
     moves = {alpha: line.at(alpha) for alpha in alphas}
     conditions = {"subject": subject or "predictor", "seed": seed}
-    found = evaluate_points(line.moving, moves, suite, how or How(), conditions=conditions)
+    found = evaluate_points(
+        line.moving, moves, suite, how or How(), conditions=conditions, kept=kept
+    )
     return {
         alpha: replace(scores, conditions={**scores.conditions, "alpha": alpha})
         for alpha, scores in found.items()
@@ -147,25 +152,47 @@ def sweep_run(
     *,
     alphas: Sequence[float] = ALPHAS,
     how: How | None = None,
+    again: bool = True,
 ) -> dict[float, Scores]:
     """Score the line from a run's pre-trained model to the run, and write `<suite>.sweep.json`.
 
     Where the line includes the run itself, its own scores are written too. It stands at alpha = 1
     or, where modules were added, at their strength, which is then a point of the line.
 
+    Args:
+        run: Of training.
+        suite: Which splits.
+        alphas: As in `sweep`.
+        how: As in `sweep`.
+        again: Also where the line is there already, of the same weights, alphas, suite and images;
+            finished splits of an interrupted line are never scored again. Scores that are read
+            have no `outcomes`.
+
     Raises:
         RunError: If it is no finished training run.
         WeightsError: As `sweep`.
     """
     suite = find_suite(suite, how.root if how else None) if isinstance(suite, str) else suite
+    how = how or How()
     subject = find(run)
-    zero_shot = zero_shot_of(subject).predictor()
+    warn_of_training(subject, suite)
+    start = zero_shot_of(subject)
     assert subject.run is not None
     tuned = Run(subject.run).predictor()
     strengths = {surgery.alpha for surgery in tuned.surgeries} or {1.0}
     own = strengths.pop() if len(strengths) == 1 else None
     if tuned.surgeries and own is not None and own <= 1.0:
         alphas = sorted({*alphas, own})
+    zero_shot = start.predictor()
+    stamp = stamp_of(
+        subject.run, suite, how, alphas=list(alphas), start=sha256_of(start, zero_shot)
+    )
+    write = how.runtime is None or how.runtime.is_main
+    if not again and (old := _old(subject.run, suite, stamp)):
+        return old
+    kept = {
+        alpha: Kept(subject.run, f"{suite.name}.sweep-{alpha:g}", stamp, write) for alpha in alphas
+    }
     found = sweep(
         zero_shot,
         tuned,
@@ -174,12 +201,34 @@ def sweep_run(
         how=how,
         subject=subject.name,
         seed=subject.seed(),
+        kept=kept,
     )
-    if how is None or how.runtime is None or how.runtime.is_main:
+    if write:
         first = next(iter(found.values())).to_dict()
         del first["splits"], first["alpha"]
         points = [{"alpha": alpha, "splits": scores.splits} for alpha, scores in found.items()]
-        write_json(subject.run / "scores" / f"{suite.name}.sweep.json", {**first, "points": points})
+        whole = {**first, "stamp": stamp, "points": points}
+        write_json(subject.run / "scores" / f"{suite.name}.sweep.json", whole)
         if own in found:
             found[own].write(subject.run / "scores")
+        for place in kept.values():
+            place.clear()
     return found
+
+
+def _old(run: Path, suite: Suite, stamp: str) -> dict[float, Scores] | None:
+    """Return the line that is there already, if it is of these very conditions."""
+    try:
+        line = read_json(run / "scores" / f"{suite.name}.sweep.json")
+        if line["stamp"] != stamp:
+            return None
+        rest = {"format", "suite", "summary", "points", "stamp"}
+        conditions = {key: value for key, value in line.items() if key not in rest}
+        return {
+            float(one["alpha"]): Scores(
+                suite.name, {**conditions, "alpha": one["alpha"]}, one["splits"], {}
+            )
+            for one in line["points"]
+        }
+    except (RunError, LookupError, TypeError, AttributeError):
+        return None

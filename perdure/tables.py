@@ -34,6 +34,10 @@ class Row(NamedTuple):
     trainable: int | None
     seconds: Reading
     """Training time"""
+    views: tuple[int, ...] = ()
+    """Numbers of cached views of each image, where augmentation was not new in every epoch"""
+    view_seconds: Reading | None = None
+    """To embed these, before training; None where nothing was embedded"""
 
 
 class Pair(NamedTuple):
@@ -79,6 +83,8 @@ class Report:
     pairs: tuple[Pair, ...] = ()
     equal: tuple[Equal, ...] = ()
     above: tuple[Above, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What must be known of some rows"""
     metrics: Mapping[str, str] = field(default_factory=dict)
     """Split to its main metric, whose values the rows and pairs have"""
     counted: str = "images"
@@ -127,6 +133,9 @@ class Report:
                 ],
             ),
         ]
+        sections += [_views_of(row) for row in self.rows if row.views]
+        if self.notes:
+            sections.append("\n".join(f"- {note}" for note in self.notes))
         if self.pairs:
             sections += [
                 "## Differences\n\nFirst minus second in points, with the 95 % interval of a "
@@ -174,13 +183,15 @@ class Report:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         header = [f"{name}_{part}" for name in names for part in ("mean", "sd")]
-        writer.writerow(["run", "method", "alpha", "n", *header, "trainable", "seconds_mean"])
+        last = ("trainable", "seconds_mean", "cached_views")
+        writer.writerow(["run", "method", "alpha", "n", *header, *last])
         for row in self.rows:
             readings = [row.values.get(word) for word in words]
             readings += [row.splits.get(name) for name in self.images]
             cells = [part for one in readings for part in ((one.mean, one.sd) if one else ("", ""))]
             start = (row.label, row.method, row.alpha, len(row.seeds))
-            writer.writerow([*start, *cells, row.trainable, row.seconds.mean])
+            views = " ".join(map(str, row.views))
+            writer.writerow([*start, *cells, row.trainable, row.seconds.mean, views])
         return text.getvalue()
 
     def to_json(self) -> str:
@@ -194,7 +205,22 @@ class Report:
         }
         for name in ("rows", "pairs", "equal", "above"):
             document[name] = [_plain(one) for one in getattr(self, name)]
+        if self.notes:
+            document["notes"] = list(self.notes)
         return json.dumps(document, indent=2)
+
+
+def _views_of(row: Row) -> str:
+    """Return a remark on a row that was not trained on new augmentation in every epoch."""
+    numbers = " and ".join(map(str, row.views))
+    took = (
+        ""
+        if row.view_seconds is None
+        else (
+            f"; embedding them took {row.view_seconds.mean:.1f} s, which its seconds do not include"
+        )
+    )
+    return f"{row.label}: {numbers} cached views of each image, not a new one in every epoch{took}."
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -14,8 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from . import optim, towers, zoo
+from .cached_views import embed_views, require_fixed, reuse
 from .data.datasets import Dataset, is_of_sentences
-from .data.loading import Loader
+from .data.loading import Loader, alive_workers
 from .diagnosis.watching import Watch, watch
 from .errors import DataError, DivergedError
 from .files import finite
@@ -66,7 +68,7 @@ def train(
         RunError: If `out` exists and `resume` is false, or it holds another recipe.
         Interrupted: On SIGINT or SIGTERM, after the state was saved.
         DivergedError: If a loss is not finite; the last good state stays.
-        DataError: If data are missing or damaged.
+        DataError: If data are missing or damaged, or a process that loads them was killed.
         WeightsError: If the model is unknown or its weights do not fit.
         TaskError: If method and task do not fit, or the start is below the guard's floor.
     """
@@ -85,20 +87,25 @@ def train(
         say = _ignore
     try:
         work = Work.prepare(recipe, runtime)
+        cached = embed_views(work.learner, work.loader, recipe.data.views, work.total, runtime, say)
         said = work.begin_guard(run)
         runtime.wait()  # nobody may find the directory that the main process makes now
         if runtime.is_main and not run.path.exists():
             Run.create(run.path, recipe, runtime)
+        if cached is not None and runtime.is_main:
+            cached.tell(run)
         if said is not None and work.guard is not None:
             if runtime.is_main:
                 run.update_status(guard=work.guard.record)
             say(said)
         runtime.wait()
         say(f"Training on {runtime.describe()}; {work.total} steps.")
-        while not _carry_out(work, run, progress, say):
-            runtime.wait()
-            del work  # its memory is needed
-            work = Work.prepare(recipe, runtime)
+        with alive_workers():
+            while not _carry_out(work, run, progress, say):
+                runtime.wait()
+                del work  # its memory is needed
+                work = Work.prepare(recipe, runtime)
+                reuse(cached, work.loader)
         runtime.wait()
     except (DivergedError, DataError) as error:
         if runtime.is_main and run.path.exists():
@@ -150,6 +157,7 @@ class Work:
             rank=runtime.rank,
             world_size=runtime.world_size,
             cut=sentences,
+            views=data.views,
         )
         total = spec.total_steps(loader.steps_per_epoch)
         context = Context(
@@ -161,6 +169,7 @@ class Work:
             lambda: all_classes(data, recipe.seed),
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
+        require_fixed(learner, data.views)
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)
         optimizer, schedule = optim.make(learner, spec, total)
@@ -246,9 +255,9 @@ def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> boo
     if cursor.step:
         say(f"Resumed after step {cursor.step} of {total}.")
     before = cursor.seconds
-    batches = () if ended else work.loader.batches(cursor.step, total)
+    loaded = closing(work.loader.batches(total if ended else cursor.step, total))
     schedule = work.schedule if guard is None else guard.lowered(work.schedule)
-    with StopRequest() as stop:
+    with loaded as batches, StopRequest() as stop:
         for tick in steps(
             learner,
             batches,

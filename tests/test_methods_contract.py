@@ -218,6 +218,38 @@ def test_only_what_requires_gradients_moves_and_all_of_it_does(
 
 
 @contract
+def test_features_from_before_training_stand_for_images_where_a_learner_says_so(
+    table: dict[str, Any], tower: str
+) -> None:
+    learner = build(table, tower)
+    moving = [name for name, p in learner.student.named_parameters() if p.requires_grad]
+    if not learner.fixed_features:
+        # Whoever could take them should say so; contrastive methods with a frozen tower need not.
+        kind = table.get("host", table)["name"]
+        assert any(name.startswith("clip.visual") for name in moving) or kind in (
+            "promptkd", "lora", "radapter",
+        )  # fmt: skip
+        return
+    assert not any(name.startswith("clip.visual") for name in moving)
+    optimizer = adamw(learner)
+    advance(learner, optimizer, 1, 1)
+    plain = batch(learner, 2)
+    with torch.no_grad():
+        features = learner.student.encode_image(plain.images)
+    cached = plain._replace(images=plain.images[:, :, :0, :0], features=features)
+    gradients = []
+    for each in (plain, cached):
+        torch.manual_seed(2)
+        optimizer.zero_grad()
+        found = learner(each, 2)
+        total(found).backward()
+        gradients.append({
+            name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None
+        })  # fmt: skip
+    assert changed(*gradients) == set()
+
+
+@contract
 def test_no_weight_of_the_base_model_is_renamed(table: dict[str, Any], tower: str) -> None:
     base = values(zoo.random_clip(**TOWERS[tower]))
     learner = build(table, tower)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunError
+from ..identities import identity
 from ..merging import wise_ft
 from ..prediction import How, Unit
 from ..predictor import Predictor
-from ..records import document, identity
+from ..records import document
 from ..run import Run
 from ..subjects import Subject, find
 from ..sweeping import Line, tuned_end, zero_shot_of

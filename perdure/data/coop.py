@@ -150,8 +150,12 @@ def _read_json(file: Path, split: str) -> Rows:
 
 
 def _read_aircraft(base: Path, split: str) -> Rows:
-    variants = [line.strip() for line in read_lines(base / "variants.txt").split("\n")]
-    places = {name: label for label, name in enumerate(filter(None, variants))}
+    lines = (line.strip() for line in read_lines(base / "variants.txt").split("\n"))
+    variants = [line for line in lines if line]
+    places = {name: label for label, name in enumerate(variants)}
+    if len(places) < len(variants):
+        twice = next(name for name in variants if variants.count(name) > 1)
+        raise DataError(f"{base / 'variants.txt'} names {twice!r} twice; download it again.")
     file = base / f"images_variant_{split}.txt"
     rows = []
     for number, line in enumerate(read_lines(file).split("\n"), start=1):

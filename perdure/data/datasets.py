@@ -66,6 +66,7 @@ DATASETS: dict[str, Reader] = {
         "perdure.data.captions:TEMPLATES",
         embedded=True,
     ),
+    "regions": Reader("perdure.data.region_pairs:open_region_pairs", "set:photo"),
     "own": Reader("perdure.data.own:open_own", "perdure.data.own:own_templates"),
     "hf": Reader(
         "perdure.data.hf_pictures:open_hf", "perdure.data.hf_pictures:hf_templates", sentences=True

@@ -57,6 +57,16 @@ SPLITS = {
 }
 """Image `j` of a class is the same picture for ever, whatever number of images is asked for."""
 
+UNTRAINED = {
+    "untrained": Domain(51, ("noto",), ("id",), concepts=PRETRAINING_ONLY),
+    "untrained_rendition": Domain(52, ARTISTS, ("clean",), concepts=PRETRAINING_ONLY),
+    "untrained_sketch": Domain(53, PRINTS, ("paper",), concepts=PRETRAINING_ONLY),
+}
+"""What pre-training has shown and no task has: whether it is still known is suite `forgetting`.
+
+The concepts are those of `val_shift`, on which choices are made; the pictures are others.
+"""
+
 RETRIEVAL = {
     "id": Domain(21, ("noto",), ("id", "plain")),
     "rendition": Domain(22, ARTISTS, ("clean", "plain")),
@@ -125,7 +135,7 @@ def open_emojishift(
     """Open a split of the embedded benchmark.
 
     Args:
-        split: One of `SPLITS`.
+        split: One of `SPLITS` or `UNTRAINED`.
         seed: Makes other renders of `train`; every other split is fixed.
         shots: Images per class; None for the split's own number.
         classes: "all", "base", "novel", "base-2" or "novel-2"; labels count within the selection.
@@ -133,14 +143,15 @@ def open_emojishift(
     Raises:
         DataError: If the split or the selection is unknown, or `shots` is not positive.
     """
-    if split not in SPLITS:
+    known = SPLITS | UNTRAINED
+    if split not in known:
         raise DataError(
-            f"emojishift has no split {split!r}. Allowed: {', '.join(SPLITS)}."
-            f"{nearest(split, SPLITS)}"
+            f"emojishift has no split {split!r}. Allowed: {', '.join(known)}."
+            f"{nearest(split, known)}"
         )
     if shots is not None and shots < 1:
         raise DataError(f"shots is {shots}; it must be 1 or more images per class.")
-    domain = SPLITS[split]
+    domain = known[split]
     names = domain.concepts
     if classes != "all":
         kept = half_names(classes)

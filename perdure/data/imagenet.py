@@ -156,7 +156,7 @@ def find_objectnet(split: str, root: Path) -> Catalog:
     "test" has the red border of 2 pixels cut off; "uncropped" has not.
     """
     require_split("objectnet", split, ("test", "uncropped"))
-    places = ("objectnet-1.0", "objectnet", "ObjectNet", "objectnet/objectnet-1.0")
+    places = ("objectnet-1.0", "objectnet/objectnet-1.0", "objectnet", "ObjectNet")
     base = find_folder("objectnet", root, *places)
     source = find_folder("objectnet's pictures", base, "images")
     mappings = find_folder("objectnet's mappings (they come with it)", base, "mappings")

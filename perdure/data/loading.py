@@ -6,7 +6,8 @@ training process, one of many workers, or another process of a distributed run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
-from ..errors import PerdureError
+from ..errors import DataError, PerdureError
 from ..inputs import Preprocess, Tokenizer
 from .augment import AUGMENTS as AUGMENTS
 from .augment import Augment as Augment
@@ -36,6 +37,29 @@ class Raw(NamedTuple):
     images: Tensor
     tokens: Tensor
     labels: Tensor
+    rows: Tensor
+    """(B,), in the features of all views"""
+
+
+@contextmanager
+def alive_workers() -> Iterator[None]:
+    """Explain the end of a process that loads pictures, instead of torch's traceback.
+
+    Torch raises it in whatever the main process is doing at that moment.
+
+    Raises:
+        DataError: If such a process was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that loads pictures was ended from outside ({error}). Usually memory ran "
+            "out, or /dev/shm did: use fewer run.workers, none (run.workers=0), or a smaller "
+            "optim.batch_size. What was saved is kept; go on with --resume."
+        ) from None
 
 
 class Loader:
@@ -55,6 +79,8 @@ class Loader:
         rank: Of this process among `world_size`, which split every batch between them.
         world_size: Processes of the run.
         cut: Whether texts longer than the model's context lose their end instead of being refused.
+        views: Number of epochs after which augmentation and prompt of every image come again; None
+            for new ones in every epoch.
 
     Raises:
         DataError: If a class name is empty or there is nothing to train on.
@@ -76,15 +102,18 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         cut: bool = False,
+        views: int | None = None,
     ) -> None:
         self.steps_per_epoch = steps_per_epoch(len(dataset), batch_size)
+        self.images = len(dataset)
         self._preprocess = preprocess
         self._workers = workers
         self._fused = transform_of(dataset) == "fast"
         self._device = device or torch.device("cpu")
+        self._features: Tensor | None = None
         captions = Captions(dataset.classes, templates, tokenizer, trim, cut=cut)
-        self._source = _Source(
-            dataset, preprocess, captions, batch_size, seed, augment, rank, world_size
+        self.source = Source(
+            dataset, preprocess, captions, batch_size, seed, augment, rank, world_size, views
         )
 
     def raw(self, step: int) -> Raw:
@@ -93,27 +122,53 @@ class Loader:
         Raises:
             DataError: If an example cannot be read.
         """
-        return self._source.load(step)
+        return self.source.load(step)
 
-    def batches(self, start_step: int, total_steps: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
         """Yield the batches of optimiser steps `start_step` + 1, ..., `total_steps`.
+
+        Closing the generator ends the workers.
 
         Raises:
             DataError: If an example cannot be read.
+        RuntimeError: If a worker was killed; `alive_workers` explains it.
         """
-        numbers = range(start_step + 1, total_steps + 1)
-        pin = self._device.type == "cuda"
         raw: Raw
-        for raw in _loaded(self._source, numbers, self._workers, pin=pin):
-            images = raw.images.to(self._device, non_blocking=True)
-            yield Batch(
-                self._preprocess.normalize(images, fused=self._fused),
-                raw.tokens.to(self._device, non_blocking=True),
-                raw.labels.to(self._device, non_blocking=True),
-            )
+        with closing(self.loaded(self.source, range(start_step + 1, total_steps + 1))) as loaded:
+            for raw in loaded:
+                known = self._features
+                yield Batch(
+                    self.normalized(raw.images),
+                    raw.tokens.to(self._device, non_blocking=True),
+                    raw.labels.to(self._device, non_blocking=True),
+                    None if known is None else known[raw.rows.to(self._device, non_blocking=True)],
+                )
+
+    def take_features(self, features: Tensor) -> None:
+        """Let batches have features in the place of images from now on.
+
+        Args:
+            features: (views x N, D), unit rows on the loader's device: of all images in the first
+                view, then of all in the second, as far as batches will ask for them.
+        """
+        self._features = features
+        self.source.embedded = True
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Bring pixels (B, 3, H, W) to the device and to the model's range."""
+        moved = images.to(self._device, non_blocking=True)
+        return self._preprocess.normalize(moved, fused=self._fused)
+
+    def loaded(self, source: TorchDataset[Any], numbers: range) -> Generator[Any, None, None]:
+        """Yield items of a source in order, from the workers if there are any.
+
+        Raises:
+            PerdureError: If it is such an item.
+        """
+        return _loaded(source, numbers, self._workers, pin=self._device.type == "cuda")
 
 
-class _Source(TorchDataset["Raw | PerdureError"]):
+class Source(TorchDataset["Raw | PerdureError"]):
     """Batches by the number of their optimiser step; lives in the workers."""
 
     def __init__(
@@ -126,6 +181,7 @@ class _Source(TorchDataset["Raw | PerdureError"]):
         augment: Augment,
         rank: int,
         world_size: int,
+        views: int | None,
     ) -> None:
         self.dataset = dataset
         self.texts = texts_of(dataset)
@@ -136,6 +192,9 @@ class _Source(TorchDataset["Raw | PerdureError"]):
         self.augment: Augment = augment
         self.rank = rank
         self.world_size = world_size
+        self.views = views
+        self.embedded = False
+        """Whether images are not looked at any more"""
 
     def __getitem__(self, step: int) -> Raw | PerdureError:
         try:
@@ -145,20 +204,32 @@ class _Source(TorchDataset["Raw | PerdureError"]):
 
     def load(self, step: int) -> Raw:
         """Return the batch of an optimiser step."""
-        indices = batch_indices(len(self.dataset), self.batch_size, step, self.seed)
+        n = len(self.dataset)
+        indices = batch_indices(n, self.batch_size, step, self.seed)
         mine = shard(indices, self.rank, self.world_size)
-        epoch = place(len(self.dataset), self.batch_size, step).epoch
-        templates = np.zeros(len(mine), dtype=np.int64)
-        size, mode = self.preprocess.size, self.preprocess.interpolation
-        images = torch.empty(len(mine), 3, size, size, dtype=torch.uint8)
-        for position, index in enumerate(mine):
-            rng = draw_rng(self.seed, epoch, int(index))
-            templates[position] = rng.integers(self.captions.templates)
-            image = self.dataset.image(int(index))
-            images[position] = AUGMENTS[self.augment](image, size, mode, rng)
+        epoch = place(n, self.batch_size, step).epoch
+        view = epoch if self.views is None else epoch % self.views
+        images, templates = self.draw(mine, np.full(len(mine), view))
         labels = self.dataset.labels[mine]
         tokens = self.captions.pick(self.texts[mine], templates)
-        return Raw(images, tokens, torch.from_numpy(labels))
+        rows = torch.from_numpy(view * n + mine)
+        return Raw(images, tokens, torch.from_numpy(labels), rows)
+
+    def draw(
+        self, indices: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Return images (B, 3, H, W) in given views, and which templates they come with, (B,)."""
+        templates = np.zeros(len(indices), dtype=np.int64)
+        size, mode = self.preprocess.size, self.preprocess.interpolation
+        side = 0 if self.embedded else size
+        images = torch.empty(len(indices), 3, side, side, dtype=torch.uint8)
+        for position, (index, view) in enumerate(zip(indices, views, strict=True)):
+            rng = draw_rng(self.seed, int(view), int(index))
+            templates[position] = rng.integers(self.captions.templates)
+            if not self.embedded:
+                image = self.dataset.image(int(index))
+                images[position] = AUGMENTS[self.augment](image, size, mode, rng)
+        return images, templates
 
 
 def eval_batches(
@@ -195,7 +266,7 @@ def eval_batches(
     mine = shard(np.arange(len(dataset)), rank, world_size)
     source = _Fitted(dataset, preprocess, mine, batch_size)
     starts = range(0, len(mine), batch_size)
-    loaded = _loaded(source, starts, workers, pin=place.type == "cuda")
+    loaded: Iterator[Tensor] = _loaded(source, starts, workers, pin=place.type == "cuda")
     if cache is not None and len(mine):
         part = dataset if world_size == 1 else Part(dataset, mine)
         pixels = open_kept(cache, part, preprocess, loaded)
@@ -229,7 +300,7 @@ class _Fitted(TorchDataset["Tensor | PerdureError"]):
 
 def _loaded(
     source: TorchDataset[Any], items: Sequence[int], workers: int, *, pin: bool
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield items of a source in order, loaded ahead where there are workers.
 
     Raises:
@@ -244,7 +315,17 @@ def _loaded(
         pin_memory=pin,
         generator=torch.Generator(),  # else it draws from the learner's random numbers
     )
-    for item in loaded:
-        if isinstance(item, PerdureError):
-            raise item
-        yield item
+    iterator = iter(loaded)
+    try:
+        for found in iterator:
+            if isinstance(found, PerdureError):
+                raise found
+            yield found
+    finally:
+        # A traceback may keep the iterator alive, and torch then complains again about a killed
+        # worker whenever any other process of the session ends.
+        getattr(iterator, "_shutdown_workers", _nothing)()
+
+
+def _nothing() -> None:
+    """End no worker."""

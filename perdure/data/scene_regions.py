@@ -53,7 +53,7 @@ class ScenesWithMasks:
         return Proposals(self.scenes.masks[index].numpy())
 
 
-def open_scenes_with_masks(split: str, root: Path | None = None) -> ScenesWithMasks:
+def open_scenes_with_masks(name: str, split: str, root: Path | None = None) -> ScenesWithMasks:
     """Open the scenes of "id", "rendition" or "sketch".
 
     Raises:
@@ -61,7 +61,7 @@ def open_scenes_with_masks(split: str, root: Path | None = None) -> ScenesWithMa
     """
     if root is not None:
         raise DataError(
-            f"the scenes of emojishift come with perdure, but a directory is named ({root}); "
+            f"the scenes of {name} come with perdure, but a directory is named ({root}); "
             "leave --data away."
         )
     if split not in DOMAINS:

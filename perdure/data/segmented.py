@@ -82,10 +82,14 @@ class Segmented(Protocol):
         """Return what was proposed for one image."""
 
 
+PUBLISHED = ("a150", "a847", "pc59", "pc459", "pas20")
+"""Test sets of the open-vocabulary papers, as `labelled.LAYOUTS` has them"""
+
 OPENERS: dict[str, str] = {
     "emojishift": "perdure.data.scene_regions:open_scenes_with_masks",
+    **dict.fromkeys(PUBLISHED, "perdure.data.labelled:open_labelled"),
 }
-"""Data set to "module:attribute", called as opener(split, root)"""
+"""Data set to "module:attribute", called as opener(name, split, root)"""
 
 
 def open_segmented(name: str, split: str, root: Path | None = None) -> Segmented:
@@ -105,8 +109,9 @@ def open_segmented(name: str, split: str, root: Path | None = None) -> Segmented
             f"{nearest(name, OPENERS)}".rstrip()
         )
     module, _, attribute = OPENERS[name].partition(":")
-    opener: Callable[[str, Path | None], Segmented] = getattr(import_module(module), attribute)
-    return opener(split, root)
+    opener: Callable[[str, str, Path | None], Segmented]
+    opener = getattr(import_module(module), attribute)
+    return opener(name, split, root)
 
 
 def label_of(mask: NDArray[np.bool_], truth: NDArray[np.int64]) -> int:

@@ -23,6 +23,7 @@ TASK_SUITES = {
     "coco": "retrieval",
     "flickr30k": "retrieval",
     "emojishift-regions": "emojishift-segmentation",
+    "regions": "segmentation",
 }
 """Data set trained on to the suite that scores it"""
 
@@ -132,6 +133,28 @@ def _wilds(root: Path | None) -> Suite:
     raise DataError(f"suite wilds finds neither iwildcam nor fmow: {found[_WILDS[0]]}")
 
 
+def _segmentation(root: Path | None) -> Suite:
+    from .labelled import LAYOUTS, present  # reads pictures, so it imports torch
+
+    root = _need("segmentation", root)
+    found = present(root)
+    if not found:
+        places = ", ".join(f"{layout.folders[0]} ({name})" for name, layout in LAYOUTS.items())
+        raise DataError(
+            f"suite segmentation finds no labelled test set below {root}; looked for maps of "
+            f"labels in {places}. docs/segmentation.md lists the layouts."
+        )
+    return Suite(
+        name="segmentation",
+        summary=SUMMARIES["segmentation"],
+        splits=tuple(
+            Split(name=name, role="target", task="segment", dataset=name, split="test")
+            for name in found
+        ),
+        templates="vild-14",
+    )
+
+
 SUMMARIES = {
     "imagenet-shift": "ImageNet at --data, and V2, R, A, Sketch, ObjectNet; mean with and without",
     "domain-shift": "ImageNet at --data, and V2, Sketch, A, R, as few-shot papers have it",
@@ -139,6 +162,7 @@ SUMMARIES = {
     "wilds": "iWildCam or FMoW at --data, whichever is there",
     "wilds-iwildcam": "iWildCam at --data: cameras trained on and others; macro-F1 is published",
     "wilds-fmow": "FMoW at --data: years trained on and later ones; worst region is published",
+    "segmentation": "labelled pixels at --data: A-150, A-847, PC-59, PC-459, PAS-20, as there are",
     "cross-dataset": "trained on ImageNet, unchanged on CoOp's ten other data sets at --data",
 }
 
@@ -161,6 +185,7 @@ MAKERS: dict[str, Callable[[Path | None], Suite]] = {
     "wilds": _wilds,
     "wilds-iwildcam": lambda root: _of_wilds("iwildcam"),
     "wilds-fmow": lambda root: _of_wilds("fmow"),
+    "segmentation": _segmentation,
     "cross-dataset": _cross_dataset,
 }
 """Suite by name, made for a root"""

@@ -145,6 +145,8 @@ def suite(name: str, root: Path | None = None) -> Suite:
         return damaged_suite(suite(name.removeprefix(f"{DAMAGED}-"), root))
     if name.startswith(f"{B2N}-"):
         return _halves_of(name.removeprefix(f"{B2N}-"), root)
+    if name.startswith(f"{uses.FORGETTING}-"):
+        return uses.forgetting(root, name.removeprefix(f"{uses.FORGETTING}-"))
     if name == DAMAGED:
         raise DataError(
             f"suite {DAMAGED} needs the name of the suite whose images are damaged, as in "
@@ -195,8 +197,8 @@ def _own(empty: Suite, root: Path | None) -> Suite:
     found, inside = _test_of(empty.name, root)
     if found.captioned:
         raise DataError(
-            f"{root} has captions, no labels, so there are no classes to score; suite {empty.name} "
-            "needs a column of labels. Suite retrieval scores captions."
+            f"{root} has captions, no labels, so there are no classes to score; suite "
+            f"{empty.name} needs a column of labels. Suite retrieval scores captions."
         )
     shifted = [name for name in found.splits if name.startswith(SHIFTED)]
     return replace(

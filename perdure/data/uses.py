@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import DataError
+from ..errors import DataError, nearest
+from . import coop, vqa
 from .catalog import NotThereError
 from .layout import find_own, fingerprint
 from .published import probe
@@ -17,6 +18,9 @@ from .splits import Role, Split, Suite, Task
 EMOJI_DOMAINS: dict[str, Role] = {"id": "id", "rendition": "ood", "sketch": "ood"}
 """Of the embedded pictures with captions and of the embedded scenes: the artist that tasks train on
 and two groups of others"""
+
+FORGETTING = "forgetting"
+"""Name of the suite; followed by a hyphen and a data set it leaves that one out"""
 
 SEARCHED = ("coco", "flickr30k")
 """Published data sets that suite `retrieval` scores"""
@@ -116,12 +120,92 @@ def _own_captions(root: Path) -> str:
     return split
 
 
+def forgetting(root: Path | None, without: str | None = None) -> Suite:
+    """Return the suite of tasks that a model was not trained on.
+
+    Args:
+        root: Where published data sets are looked for; None for the embedded concepts that no task
+            trains on.
+        without: Data set that the model was trained on and that is left out.
+
+    Raises:
+        DataError: If nothing is found, something is damaged, or `without` is unknown.
+    """
+    if root is None and without is None:
+        return Suite(
+            name=FORGETTING,
+            summary=SUMMARIES[FORGETTING],
+            splits=tuple(
+                Split(name=split, role="target", dataset="emojishift", split=split)
+                for split in ("untrained", "untrained_rendition", "untrained_sketch")
+            ),
+            templates="emojishift",
+        )
+    name = f"{FORGETTING}-{without}" if without else FORGETTING
+    root = need_root(name, root)
+    sets = ("imagenet", *coop.SETS)
+    if without is not None and without not in sets:
+        raise DataError(
+            f"suite {name} would leave out {without!r}, which it does not have. Known: "
+            f"{', '.join(sets)}. {nearest(without, sets)}".rstrip()
+        )
+    found = {each: probe(each, "test", root) for each in sets if each != without}
+    for one in found.values():
+        if isinstance(one, DataError) and not isinstance(one, NotThereError):
+            raise one
+    there = [each for each, one in found.items() if not isinstance(one, DataError)]
+    if not there:
+        raise DataError(
+            f"suite {name} finds no data set of classes below {root}; looked for "
+            f"{', '.join(found)}. docs/data.md lists the layouts; without --data it scores what "
+            "comes with perdure."
+        )
+    return Suite(
+        name=name,
+        summary=SUMMARIES[FORGETTING],
+        splits=tuple(
+            Split(name=each, role="target", dataset=each, split="test", templates=each)
+            for each in there
+        ),
+        templates=there[0],
+    )
+
+
+def _vqa(root: Path | None) -> Suite:
+    """Every set of questions that is there."""
+    root = need_root("vqa", root)
+    found = {name: vqa.find_files(name, root) for name in vqa.SETS}
+    there = {name: files for name, files in found.items() if files is not None}
+    if not there:
+        raise DataError(
+            f"suite vqa finds no questions at {root}: neither vqa.json, nor VQA's "
+            "v2_OpenEnded_mscoco_val2014_questions.json with its annotations, nor ScienceQA's "
+            "problems.json. docs/data.md describes them."
+        )
+    return Suite(
+        name="vqa",
+        summary=SUMMARIES["vqa"],
+        splits=tuple(
+            Split(name=name, role="target", task="answer", dataset=name, split="test")
+            for name in there
+        ),
+        templates="emojishift",
+        version=sum(vqa.fingerprint(files) for files in there.values()),
+    )
+
+
 SUMMARIES = {
+    FORGETTING: "embedded concepts that no task trains on; at --data every set of classes there",
+    "vqa": "questions with candidate answers at --data: vqa.json, VQA v2, ScienceQA",
     "retrieval": "captions and pictures at --data: COCO, Flickr30k, or a table of your own",
 }
 
 MEMBERS: dict[str, tuple[str, ...]] = {"retrieval": SEARCHED}
 """Suite to the data sets that it scores, as far as they are there"""
 
-MAKERS: dict[str, Callable[[Path | None], Suite]] = {"retrieval": _retrieval}
+MAKERS: dict[str, Callable[[Path | None], Suite]] = {
+    "retrieval": _retrieval,
+    "vqa": _vqa,
+    FORGETTING: forgetting,
+}
 """Suite by name, made for a root"""

@@ -75,7 +75,7 @@ def _similarity(found: Diagnosis, axes: Axes) -> None:
     axes.set_ylabel("linear CKA")
     axes.set_ylim(top=1.02)
     axes.set_title("Features that stayed alike")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, ncols=2)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)
 
 
 def _parts(found: Diagnosis, axes: Axes) -> None:
@@ -102,4 +102,4 @@ def _parts(found: Diagnosis, axes: Axes) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"% of the squared update (energy {found.conditions['energy']:g})")
     axes.set_title("Where the update lies (norm, % of the weights)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8, ncols=3)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), fontsize=8)

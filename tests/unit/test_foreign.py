@@ -157,7 +157,7 @@ def test_contexts_of_another_model_are_refused(tmp_path: Path, base: Predictor) 
 
 def test_other_methods_are_named(tmp_path: Path, base: Predictor) -> None:
     path = save(tmp_path / "VLPromptLearner" / "model-best.pth.tar", {"VPT": torch.zeros(1)})
-    with pytest.raises(WeightsError, match="perdure reads the contexts of CoOp and KgCoOp"):
+    with pytest.raises(WeightsError, match="perdure reads CoOp, KgCoOp, MMA and PromptKD"):
         read_tuned(path.parent.parent, base)
 
 
@@ -239,8 +239,9 @@ def test_a_checkpoint_is_a_start_of_training_and_a_subject(tmp_path: Path) -> No
 
 
 def test_scores_of_a_checkpoint_are_not_those_of_the_untouched_model(tmp_path: Path) -> None:
+    from perdure.identities import identity
     from perdure.merging import merge
-    from perdure.records import document, identity
+    from perdure.records import document
 
     path, _ = tiny_prompts(tmp_path / "model.pth.tar-3")
     methods = []

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perdure.data import loading
+from perdure.data import caption_tokens, loading
 from perdure.data.loading import Captions, Loader, eval_batches, fit
 from perdure.errors import DataError, TaskError
 from perdure.zoo import random_clip
@@ -55,7 +55,7 @@ def loader(clip, data=None, **options):
 
 
 def equal(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
 
 
 @pytest.mark.parametrize("augment", list(loading.AUGMENTS))
@@ -81,7 +81,7 @@ def test_processes_share_a_batch_in_order(clip):
     whole = list(loader(clip, **options).batches(0, 3))
     parts = [list(loader(clip, rank=r, world_size=2, **options).batches(0, 3)) for r in (0, 1)]
     for together, *shares in zip(whole, *parts, strict=True):
-        joined = [torch.cat(pieces) for pieces in zip(*shares, strict=True)]
+        joined = [torch.cat(pieces) for pieces in zip(*(one[:3] for one in shares), strict=True)]
         assert equal(together, joined)
 
 
@@ -216,6 +216,27 @@ def test_an_unreadable_image_is_reported_in_its_own_words(clip, workers):
     source = loader(clip, Toy(broken=5), workers=workers)
     with pytest.raises(DataError, match=r"^image 5 is broken$"):
         list(source.batches(0, 3))
+
+
+def test_only_the_end_of_a_worker_is_explained():
+    with pytest.raises(RuntimeError, match=r"^something else$"), loading.alive_workers():
+        raise RuntimeError("something else")
+    said = r"pid\(s\) 7.*use fewer run\.workers"
+    with pytest.raises(DataError, match=said), loading.alive_workers():
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+
+def test_tokens_in_chunks_are_those_of_all_at_once(clip, monkeypatch):
+    names = tuple(f"{'very ' * (number % 5)}rat {number}" for number in range(23))
+    whole = Captions(names, TEMPLATES, clip.tokenizer, clip.trim)
+    monkeypatch.setattr(caption_tokens, "_CHUNK", 5)
+    parts = Captions(names, TEMPLATES, clip.tokenizer, clip.trim)
+    rows, prompts = np.arange(23), np.arange(23) % 2
+    assert torch.equal(whole.pick(rows, prompts), parts.pick(rows, prompts))
+    plain = Captions(names, TEMPLATES, clip.tokenizer)
+    texts = [TEMPLATES[number % 2].format(name) for number, name in enumerate(names)]
+    assert torch.equal(plain.pick(rows, prompts), clip.tokenizer(texts))
+    assert whole.pick(rows[:1], prompts[:1]).shape[1] < whole.pick(rows, prompts).shape[1]
 
 
 def test_bad_names_templates_and_empty_data_are_errors(clip):

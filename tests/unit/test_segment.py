@@ -99,7 +99,7 @@ def test_whoever_sees_everything_is_perfect_and_whoever_errs_always_is_not():
 
 
 def test_entry_is_what_a_plain_loop_counts():
-    predictor, drawn = random_clip(0), open_scenes_with_masks("id")
+    predictor, drawn = random_clip(0), open_scenes_with_masks("emojishift", "id")
     rows = np.array([3, 10, 11, 40])
     templates = ("a photo of a {}",)
     found = Segmentation(SUITE.splits[0], drawn, rows, templates).judge(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from perdure import training
 from perdure.data.datasets import open_dataset, templates_for
+from perdure.data.shard_index import Index
 from perdure.errors import DataError
 from perdure.recipe import load_recipe
 from perdure.run import Run
@@ -149,6 +152,53 @@ def test_training_resumes_and_needs_no_more_shards_than_processes(tmp_path: Path
     again = training.train(recipe, stopped.path, resume=True).predictor()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
+
+
+def test_a_killed_worker_ends_in_one_sentence_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill what the system kills when memory runs out, in the middle of a run."""
+    root = captioned(tmp_path / "data", shards=1, each=8)
+    random_clip(0).export_open_clip(tmp_path / "clip")
+    changes = (
+        f"model.name=local-dir:{tmp_path / 'clip'}",
+        "data.name=wds",
+        f"data.root={root}",
+        "data.shots=null",
+        "optim.batch_size=4",
+        "optim.epochs=null",
+        "optim.steps=5",
+        "run.save_every=1",
+        "run.keep=true",
+    )
+    whole = load_recipe("emojishift/flyp", changes)
+    untouched = training.train(whole, tmp_path / "untouched").predictor()
+    read, calls = Index.read, []
+
+    def dies(self: Index, row: int) -> bytes:
+        calls.append(row)  # counts in the worker, which is a copy of this process
+        if len(calls) > 12:  # the fourth batch, which is asked for behind the first step
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, row)
+
+    monkeypatch.setattr(Index, "read", dies)
+    broken = load_recipe("emojishift/flyp", (*changes, "run.workers=1"))
+    with pytest.raises(DataError) as caught:
+        training.train(broken, tmp_path / "run")
+    message = str(caught.value)
+    assert "ended from outside" in message
+    assert "DataLoader worker (pid" in message
+    assert "--resume" in message
+    assert "\n" not in message
+    assert not calls, "the kill must happen in a process of its own"
+    run = Run(tmp_path / "run")
+    assert run.status()["state"] == "failed"
+    assert "ended from outside" in run.status()["error"]
+    assert 1 <= run.status()["step"] <= 3
+    monkeypatch.setattr(Index, "read", read)
+    resumed = training.train(broken, run.path, resume=True).predictor()
+    for name, value in untouched.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])
 
 
 def test_fifty_shards_are_indexed_from_their_headers(tmp_path: Path) -> None:

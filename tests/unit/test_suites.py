@@ -5,12 +5,16 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import yaml
 
 from perdure.data import suites
 from perdure.data.datasets import DATASETS, open_dataset, templates_for
 from perdure.errors import DataError
+from perdure.evaluation import warn_of_training
 from perdure.prediction import How
+from perdure.subjects import find
 from perdure.tasks import TASKS
+from tests import layouts
 
 
 def test_every_split_of_every_suite_opens_and_fits_its_role():
@@ -128,3 +132,51 @@ def test_a_task_has_a_suite_that_nothing_is_chosen_on():
     assert suites.of_task("own") == "own"
     assert suites.of_task("own", "base") == "base-to-novel-own"
     assert suites.of_task("own", "novel") is None
+
+
+def test_forgetting_scores_concepts_that_no_task_trains_on():
+    chosen = suites.suite("forgetting")
+    assert {split.role for split in chosen.splits} == {"target"}
+    trained = set(open_dataset("emojishift", "train").classes)
+    picked = open_dataset("emojishift", "val_shift")
+    for split in chosen.splits:
+        data = open_dataset(split.dataset, split.split)
+        assert len(data) == 60 * 20
+        assert not set(data.classes) & trained
+        assert data.classes == picked.classes
+        assert (data.image(0) != picked.image(0)).any()
+    # Known by heart: other pictures must have another version.
+    pixels = open_dataset("emojishift", "untrained_sketch").images.float()
+    assert float(pixels.mean()) == pytest.approx(177.01, abs=0.1)
+    with pytest.raises(DataError, match="selects nothing"):
+        open_dataset("emojishift", "untrained", classes="base")
+
+
+def test_forgetting_on_real_data_leaves_out_what_was_trained_on(tmp_path):
+    for name in ("oxford_pets", "dtd"):
+        layouts.coop(tmp_path, name)
+    found = suites.suite("forgetting", tmp_path)
+    assert sorted(split.dataset for split in found.splits) == ["dtd", "oxford_pets"]
+    assert [split.templates for split in found.splits] == [one.dataset for one in found.splits]
+    rest = suites.suite("forgetting-dtd", tmp_path)
+    assert [split.dataset for split in rest.splits] == ["oxford_pets"]
+    assert rest.definition != found.definition
+    with pytest.raises(DataError, match="did you mean 'dtd'"):
+        suites.suite("forgetting-dtdd", tmp_path)
+    with pytest.raises(DataError, match="finds no data set of classes"):
+        suites.suite("forgetting", tmp_path / "dtd")
+    with pytest.raises(DataError, match="add --data"):
+        suites.suite("forgetting-dtd")
+    document = {
+        "model": {"name": "perdure-tiny"},
+        "data": {"name": "dtd", "root": str(tmp_path)},
+        "method": {"name": "ft"},
+        "optim": {"lr": 1e-4, "batch_size": 8, "steps": 1},
+    }
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(yaml.safe_dump(document))
+    with pytest.warns(UserWarning, match="was trained on dtd.*score suite forgetting-dtd"):
+        warn_of_training(find(run), found)
+    warn_of_training(find(run), rest)
+    warn_of_training(find("perdure-tiny"), found)

@@ -1,0 +1,188 @@
+"""Mask proposals on disk, one file per image, beside the images they are of. Imports no torch.
+
+PROPOSALS/NAME.npz    masks (Q, H, W), bool or probabilities; class_logits (Q, C + 1); scores (Q,)
+PROPOSALS/NAME.json   a list of run-length masks, as Segment Anything's generator writes them
+PROPOSALS/NAME.png    a number per instance, 0 for none; colours as in COCO's panoptic maps
+PROPOSALS/proposals.yaml   how they are used: weight, threshold, expand; all may be left out
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..documents import parse_yaml
+from ..errors import DataError, RecipeError, nearest
+from .masks import decode_rle, instance_masks, read_map
+from .segmented import Fusion, Proposals
+from .tables import read_lines
+
+SETTINGS = "proposals.yaml"
+_ENDINGS = (".npz", ".json", ".png")
+_CERTAINTIES = ("score", "predicted_iou", "stability_score")
+"""What programs call how sure they are of a mask; the first that is there counts"""
+
+
+def read_fusion(folder: Path, default: Fusion) -> Fusion:
+    """Return how the proposals of a folder are used: `proposals.yaml`, else the default.
+
+    Raises:
+        DataError: If a key is unknown or a value is out of range.
+    """
+    file = folder / SETTINGS
+    if not file.is_file():
+        return default
+    try:
+        found = dict(parse_yaml(read_lines(file), str(file)))
+    except RecipeError as error:
+        raise DataError(str(error)) from None
+    known = {item.name for item in fields(Fusion)}
+    found.pop("made_by", None)
+    for key, value in found.items():
+        if key not in known:
+            raise DataError(
+                f"{file} has the key {key!r}; allowed are {', '.join(sorted(known))}. "
+                f"{nearest(key, known)}".rstrip()
+            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise DataError(f"{file}: {key} is {value!r}; it must be a number.")
+    try:
+        return replace(default, **found)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+
+
+def find_proposals(folder: Path, name: str) -> Path:
+    """Return the file of proposals for an image.
+
+    Args:
+        folder: Of the proposals.
+        name: Of the image, without its ending.
+
+    Raises:
+        DataError: If there is none.
+    """
+    for ending in _ENDINGS:
+        file = folder / f"{name}{ending}"
+        if file.is_file():
+            return file
+    raise DataError(
+        f"there are no mask proposals for {name}: none of {', '.join(_ENDINGS)} in {folder}. "
+        "Write one file per image there (docs/segmentation.md), or let perdure do it: "
+        f"perdure propose MODEL PICTURES --out {folder}"
+    )
+
+
+def read_proposals(file: Path, size: tuple[int, int], classes: int) -> Proposals:
+    """Read the proposals of one image.
+
+    Args:
+        file: As the head of this module says.
+        size: Of the image, (H, W). Probabilities in npz files may be smaller, with the same aspect.
+        classes: C, for the shape of `class_logits`.
+
+    Raises:
+        DataError: If the file is damaged, or belongs to another image or other classes.
+    """
+    if file.suffix == ".npz":
+        found = _from_npz(file, classes)
+    elif file.suffix == ".json":
+        found = _from_json(file)
+    else:
+        found = Proposals(instance_masks(read_map(file, str(file))))
+    if len(found.masks):
+        _require_size(file, found.masks, size)
+    return found
+
+
+def _require_size(file: Path, masks: NDArray[Any], size: tuple[int, int]) -> None:
+    height, width = masks.shape[1:]
+    if (height, width) == size:
+        return
+    near = abs(height * size[1] - width * size[0]) <= max(size)
+    if masks.dtype == np.bool_ or not near:
+        raise DataError(
+            f"the masks of {file} have {height} x {width} pixels, but the image has {size[0]} x "
+            f"{size[1]}; masks must be those of the image as it is on disk"
+            + ("." if masks.dtype == np.bool_ else ", or probabilities of the same aspect.")
+        )
+
+
+def _from_npz(file: Path, classes: int) -> Proposals:
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except Exception as error:  # zip, zlib and numpy each raise their own
+        raise DataError(
+            f"cannot read the proposals {file} ({str(error)[:200] or type(error).__name__}); "
+            "expected a whole npz file of plain arrays. Make it again."
+        ) from None
+    masks = arrays.get("masks")
+    if masks is None or masks.ndim != 3:
+        has = ", ".join(f"{key} {value.shape}" for key, value in arrays.items()) or "nothing"
+        raise DataError(f"{file} must hold `masks` of shape (Q, H, W); it has {has}.")
+    if masks.dtype.kind in "iu" and np.isin(masks, (0, 1)).all():
+        masks = masks.astype(bool)
+    if masks.dtype != np.bool_:
+        masks = _within(file, "masks", masks)
+    logits = arrays.get("class_logits")
+    if logits is not None:
+        if logits.shape != (len(masks), classes + 1) or not np.isfinite(logits).all():
+            raise DataError(
+                f"`class_logits` of {file} have the shape {logits.shape}; expected finite numbers "
+                f"of {len(masks)} masks for {classes} classes and, last, no object: "
+                f"({len(masks)}, {classes + 1})."
+            )
+        logits = logits.astype(np.float32)
+    scores = arrays.get("scores")
+    if scores is not None:
+        if scores.shape != (len(masks),):
+            raise DataError(f"`scores` of {file} are {scores.shape}; expected ({len(masks)},).")
+        scores = _within(file, "scores", scores)
+    return Proposals(masks, logits, scores)
+
+
+def _within(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+    wrong = values.dtype.kind not in "fiu" or not np.isfinite(values).all()
+    if wrong or (values.size and not 0 <= values.min() <= values.max() <= 1):
+        span = "" if wrong else f" from {values.min()} to {values.max()}"
+        raise DataError(
+            f"`{name}` of {file} hold {values.dtype}{span}; expected probabilities in [0, 1] "
+            "(of logits: 1 / (1 + exp(-x)))."
+        )
+    return values.astype(np.float32)
+
+
+def _from_json(file: Path) -> Proposals:
+    try:
+        found = json.loads(read_lines(file))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"cannot read the proposals {file} ({error}); make it again.") from None
+    found = found.get("annotations", found.get("masks")) if isinstance(found, dict) else found
+    if not isinstance(found, list):
+        raise DataError(
+            f"{file} holds no list of masks; expected [{{'segmentation': {{'size', 'counts'}}, "
+            "'score'}}, ...], or such a list under 'annotations'."
+        )
+    masks, scores = [], []
+    for number, entry in enumerate(found):
+        inner = isinstance(entry, dict) and "segmentation" in entry
+        rle = entry["segmentation"] if inner else entry
+        masks.append(decode_rle(rle, f"mask {number} of {file}"))
+        certain = [entry[key] for key in _CERTAINTIES if key in entry]
+        scores.append(certain[0] if certain else None)
+    sizes = {mask.shape for mask in masks}
+    if len(sizes) > 1:
+        raise DataError(f"the masks of {file} differ in size: {sorted(sizes)}; make them again.")
+    if not masks:
+        return Proposals(np.zeros((0, 0, 0), dtype=bool))
+    numbers = None
+    if all(isinstance(score, (int, float)) for score in scores):
+        # Predicted overlaps go a little above 1.
+        numbers = _within(file, "score", np.clip(np.array(scores, dtype=np.float64), None, 1))
+    return Proposals(np.stack(masks), None, numbers)

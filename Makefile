@@ -64,6 +64,8 @@ bench: $(VENV)/installed ## Compare the cost of steps with the published codes' 
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.statistics
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.diagnosis
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prompts
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.reading
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sweep
 
 build: $(VENV)/installed-dev ## Build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

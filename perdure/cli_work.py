@@ -10,24 +10,22 @@ import typer
 
 from .cli_ensembles import about_ensemble, plan_ensemble, score_ensemble
 from .cli_merge import suite_of
+from .cli_scores import score_table, sweep_table
 from .cli_tools import dry_run
 from .console import (
     Device,
     Json,
     Threads,
-    columns,
     counter,
     emit,
     emit_json,
     meter,
     numbers,
-    percent,
     say,
 )
 from .processes import is_main
 
 if TYPE_CHECKING:
-    from .evaluation import Scores
     from .prediction import How
     from .run import Run
     from .subjects import Subject
@@ -162,6 +160,23 @@ def evaluate(
         int | None,
         typer.Option("--neighbours", metavar="K", help="Nearest failure, 1 (ensemble vrf)."),
     ] = None,
+    transform: Annotated[
+        str,
+        typer.Option(
+            "--transform", metavar="exact|fast", help="Decode JPEG files exactly, or faster."
+        ),
+    ] = "exact",
+    precision: Annotated[
+        str,
+        typer.Option("--precision", metavar="fp32|bf16", help="Of the image tower."),
+    ] = "fp32",
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode ahead.")
+    ] = 0,
+    cache: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Keep decoded pictures for the next time."),
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Also score anew what is scored already.")
     ] = False,
@@ -177,8 +192,17 @@ def evaluate(
     `mean` the same for all images, `vrf` (zero-shot, then tuned) by each image's distance to
     training images on which zero-shot fails.
     """
+    from .data.decoding import TRANSFORMS
     from .data.suites import suite as find_suite
 
+    for option, value, allowed in (
+        ("--transform", transform, TRANSFORMS),
+        ("--precision", precision, ("fp32", "bf16")),
+    ):
+        if value not in allowed:
+            raise typer.BadParameter(
+                f"{value!r} is none of {', '.join(allowed)}.", param_hint=option
+            )
     chosen = find_suite(suite, data)
     if out is not None and len(subjects) != 1:
         raise typer.BadParameter(
@@ -204,13 +228,19 @@ def evaluate(
 
     found = [one for name in subjects for one in find_all(name, weights)]
     runtime = Runtime(device, threads=threads)
-    how = How(root=data, limit=limit, runtime=runtime)
+    ways: dict[str, Any] = {
+        "transform": transform,
+        "precision": precision,
+        "workers": workers,
+        "cache": cache,
+    }
+    how = How(root=data, limit=limit, runtime=runtime, **ways)
     documents = []
     try:
         if ensemble is not None:
             scores = score_ensemble(found, chosen, plan, how)
             if runtime.is_main and not json:
-                emit(f"{scores.conditions['subject']} on {suite}\n{_score_table(scores)}")
+                emit(f"{scores.conditions['subject']} on {suite}\n{score_table(scores)}")
                 emit(about_ensemble(scores))
             documents, found = [scores.to_dict()], []
         if out is not None:
@@ -271,7 +301,7 @@ def _score(
             again=again,
             say=say if is_main() else None,
         )
-    return [(scores.to_dict(), _score_table(scores)) for scores in found]
+    return [(scores.to_dict(), score_table(scores)) for scores in found]
 
 
 def _sweep(subject: Subject, suite: Any, how: How, *, again: bool) -> tuple[dict[str, Any], str]:
@@ -289,54 +319,4 @@ def _sweep(subject: Subject, suite: Any, how: How, *, again: bool) -> tuple[dict
 
         line = sweep_run(subject, suite, how=replace(how, progress=count), again=again)
     points = [{"alpha": alpha, "splits": one.splits} for alpha, one in line.items()]
-    return {**line[1.0].to_dict(), "sweep": points}, _sweep_table(line)
-
-
-def _score_table(scores: Scores) -> str:
-    """One line per split and a table per task, then the means over roles."""
-    from .records import main_value
-    from .tasks import TASKS, UNSCALED
-
-    scaled = scores.conditions["temperature"] is not None
-    tables = []
-    for task in dict.fromkeys(entry["task"] for entry in scores.splits.values()):
-        entries = {name: one for name, one in scores.splits.items() if one["task"] == task}
-        known = TASKS[task].columns.items()
-        more = {header: key for header, key in known if any(key in one for one in entries.values())}
-        if scaled and task == "classify":
-            more["ECE scaled"] = "ece_scaled"
-        names = dict.fromkeys(one["metric"].replace("_", " ") for one in entries.values())
-        rows = []
-        for name, entry in entries.items():
-            low, high = entry["interval"]
-            row = [name, entry["role"], str(entry["n"]), percent(main_value(entry))]
-            row.append(f"{percent(low)}-{percent(high)}")
-            row += [
-                f"{entry[key]:.3f}" if key in UNSCALED else percent(entry.get(key))
-                for key in more.values()
-            ]
-            rows.append(row)
-        header = ["split", "role", TASKS[task].counted, " / ".join(names), "95 % interval", *more]
-        tables.append(columns(header, rows, left=2))
-    words = ", ".join(_word(name, **entry) for name, entry in scores.summary().items())
-    return "\n\n".join(tables) + f"\n{words}"
-
-
-def _word(name: str, value: float, interval: Sequence[float] | None = None) -> str:
-    """Name and value of a mean over splits, with its interval if it has one."""
-    if interval is None:
-        return f"{name} {percent(value)}"
-    low, high = interval
-    return f"{name} {percent(value)} (95 % interval {percent(low)}-{percent(high)})"
-
-
-def _sweep_table(line: dict[float, Scores]) -> str:
-    """One line per alpha."""
-    from .records import summary
-
-    values = {alpha: summary(scores.splits) for alpha, scores in sorted(line.items())}
-    words = list(next(iter(values.values())))
-    rows = [
-        [f"{alpha:g}", *(percent(one[word]) for word in words)] for alpha, one in values.items()
-    ]
-    return columns(["alpha", *words], rows)
+    return {**line[1.0].to_dict(), "sweep": points}, sweep_table(line)

@@ -48,11 +48,15 @@ def embed_images(predictor: Predictor, moves: Moves, dataset: Dataset, how: How)
         device=predictor.device,
         rank=rank,
         world_size=world_size,
+        workers=how.workers,
+        cache=how.cache,
     )
     for images in batches:
         for position, move in moves.items():
             move()
-            parts[position].append(predictor.encode_image(images).float())
+            with how.halved(images.device):
+                rows = predictor.encode_image(images)
+            parts[position].append(rows.float())
             _tell(how, len(images))
     return {position: _host(rows, predictor, how) for position, rows in parts.items()}
 

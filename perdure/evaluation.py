@@ -15,11 +15,12 @@ import numpy as np
 
 from . import __version__, metrics
 from .data.datasets import templates_for
+from .data.decoding import Transform
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .files import whole_file, write_json
 from .kept import Kept, stamp_of
-from .prediction import How, Moves, Progress, gather, open_validation, stay
+from .prediction import How, Moves, Precision, Progress, gather, open_validation, stay
 from .prediction import predict as predict
 from .predictor import Predictor
 from .records import HARMONIC, summary
@@ -103,6 +104,10 @@ def evaluate(
     root: Path | None = None,
     limit: int | None = None,
     batch_size: int = 256,
+    transform: Transform = "exact",
+    precision: Precision = "fp32",
+    workers: int = 0,
+    cache: Path | None = None,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -117,6 +122,11 @@ def evaluate(
         limit: At most so many images per split, spread evenly; all by default. Scores of different
             numbers of images are never compared.
         batch_size: Images per forward pass; no result depends on it.
+        transform: How pictures are decoded; "fast" is within one level of "exact". Scores of
+            different ways are never compared.
+        precision: Of the image tower; nor are scores of different precisions.
+        workers: Processes that decode ahead; no result depends on them.
+        cache: Folder in which decoded pixels are kept; no result depends on it.
         runtime: Device and processes, between which images are divided; the predictor's own device
             and this process by default.
         progress: Told about finished images.
@@ -134,7 +144,17 @@ def evaluate(
         found = find(subject)
         warn_of_training(found, suite)
         predictor = found.predictor()
-    how = How(root=root, limit=limit, batch_size=batch_size, runtime=runtime, progress=progress)
+    how = How(
+        root=root,
+        limit=limit,
+        batch_size=batch_size,
+        transform=transform,
+        precision=precision,
+        workers=workers,
+        cache=cache,
+        runtime=runtime,
+        progress=progress,
+    )
     kept = kept_of(found, suite, how, temperature=temperature)
     scores = evaluate_points(
         predictor,
@@ -251,11 +271,13 @@ def evaluate_points(
 
 def common_conditions(predictor: Predictor, suite: Suite, how: How) -> dict[str, Any]:
     """Return what scores depend on besides their subject: version, suite, prompts, pixels."""
+    decoding = {} if how.transform == "exact" else {"decoding": how.transform}
     return {
         "perdure": __version__,
         "definition": suite.definition,
         "templates_sha256": short_hash(templates_for(suite.templates, how.root)),
-        "transform": asdict(predictor.preprocess),
+        "transform": asdict(predictor.preprocess) | decoding,
+        **({} if how.precision == "fp32" else {"precision": how.precision}),
     }
 
 

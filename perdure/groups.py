@@ -56,6 +56,7 @@ def check_comparable(records: Sequence[Record]) -> None:
             ("suites", first.suite, other.suite),
             (f"definitions of suite {first.suite}", first.definition, other.definition),
             ("numbers of images", _images(first), _images(other)),
+            ("pixels (--transform, --precision)", first.pixels, other.pixels),
         ):
             if here != there:
                 raise RunError(

@@ -9,6 +9,9 @@ from typing import Any
 
 from .recipe import ASIDE, HOW
 
+_LATER = {"data.transform": "exact"}
+"""Keys that recipes of older versions lack, and the value that says what those did"""
+
 
 def key_of(settings: Mapping[str, Any]) -> str:
     """Return settings as canonical text."""
@@ -38,6 +41,9 @@ def identity(document: Mapping[str, Any]) -> tuple[str, float | None, int | None
         flat = _flatten({key: part for key, part in document.items() if key not in ASIDE})
         for key in ("seed", *(f"run.{name}" for name in HOW)):
             flat.pop(key, None)
+        for key, value in _LATER.items():
+            if flat.get(key) == value:
+                del flat[key]
         seed = document.get("seed")
         return str(document["method"]["name"]), None, seed, flat
     named = str(document.get("model"))  # as the documents of untouched models have it

@@ -38,7 +38,8 @@ def stamp_of(run: Path, suite: Suite, how: How, **more: Any) -> str:
     """Return what stands for everything that the scores of a run depend on, 16 digits.
 
     That is the files of its predictor, the definition of the suite, prompts, where the data are and
-    when their files were changed, the number of images, and the version of perdure. Where the files
+    when their files were changed, the number of images, how they are decoded, and the
+    version of perdure. Where the files
     of the data are not known, every stamp is another.
 
     Args:
@@ -58,6 +59,7 @@ def stamp_of(run: Path, suite: Suite, how: How, **more: Any) -> str:
         "templates": list(templates_for(suite.templates, how.root)),
         "root": None if how.root is None else str(how.root.expanduser().resolve()),
         "limit": how.limit,
+        "pixels": [how.transform, how.precision],
         **more,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

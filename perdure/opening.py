@@ -62,6 +62,7 @@ def open_split(data: DataSpec, split: str, seed: int) -> Dataset:
         classes=data.classes,
         sampling=data.sampling,
         damaged=data.damaged,
+        transform=data.transform,
     )
 
 

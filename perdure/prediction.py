@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .data.datasets import Dataset, Part, open_dataset, templates_for, validation_of
+from .data.decoding import Transform
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
 from .errors import DataError, TaskError, WeightsError
@@ -26,6 +28,10 @@ Moves = Mapping[float, Callable[[], None]]
 """Position on a curve to a function that moves a predictor's weights there, in place."""
 
 
+Precision = Literal["fp32", "bf16"]
+"""Of the image tower while it scores"""
+
+
 class Outputs(NamedTuple):
     """Everything classification metrics need, on the host."""
 
@@ -37,7 +43,10 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How an evaluation is carried out; apart from `limit` it changes no result."""
+    """How an evaluation is carried out.
+
+    Apart from `limit`, `transform` and `precision` it changes no result.
+    """
 
     root: Path | None = None
     """Directory of the data; None for embedded data"""
@@ -45,10 +54,25 @@ class How:
     """At most so many images per split, spread evenly over it; None for all"""
     batch_size: int = 256
     """Images per forward pass"""
+    transform: Transform = "exact"
+    """How pictures are decoded; "fast" is within one level of "exact"""
+    precision: Precision = "fp32"
+    """Of the image tower; weights, texts, logits and metrics are fp32"""
+    workers: int = 0
+    """Processes that decode ahead; 0 decodes when a batch is asked for"""
+    cache: Path | None = None
+    """Folder in which decoded pixels are kept for the next evaluation; None keeps none"""
     runtime: Runtime | None = None
     """Device and processes, between which images are divided; None for the predictor's device"""
     progress: Progress | None = None
     """Told about finished images"""
+
+    def halved(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context in which the image tower scores, as `precision` says.
+
+        One for every setting of the weights: within one, torch would keep the halves of the last.
+        """
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +137,9 @@ def open_unit(split: Split, suite: Suite, how: How, inside: tuple[str, ...] = ()
     Raises:
         DataError: If data are missing.
     """
-    dataset = open_dataset(split.dataset, split.split, how.root, classes=split.classes)
+    dataset = open_dataset(
+        split.dataset, split.split, how.root, classes=split.classes, transform=how.transform
+    )
     names = dataset.classes if split.columns is None else inside
     templates = templates_for(split.templates or suite.templates, how.root)
     return Unit(spread(dataset, how.limit), templates, names, split.columns)
@@ -152,7 +178,9 @@ def open_validation(
             f"score a suite with a split test{remedy}."
         )
     classes = f"{inside.classes}/{half}" if half else inside.classes
-    dataset = open_dataset(inside.dataset, validation, how.root, classes=classes)
+    dataset = open_dataset(
+        inside.dataset, validation, how.root, classes=classes, transform=how.transform
+    )
     templates = templates_for(suite.templates, how.root)
     return Unit(spread(dataset, how.limit), templates, dataset.classes)
 
@@ -198,9 +226,11 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
         WeightsError: If a logit is not finite.
     """
     runtime = how.runtime
-    place: dict[str, Any] = {"device": predictor.device}
+    place: dict[str, Any] = {
+        "device": predictor.device, "workers": how.workers, "cache": how.cache,
+    }  # fmt: skip
     if runtime is not None:
-        place = {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
+        place |= {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
         predictor.to(runtime.device)
     scorers = {}
     for position, move in moves.items():
@@ -210,7 +240,9 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
         for position, move in moves.items():
             move()
-            parts[position].append(select_columns(scorers[position](images).float(), unit.columns))
+            with how.halved(images.device):
+                logits = scorers[position](images)
+            parts[position].append(select_columns(logits.float(), unit.columns))
             if how.progress is not None:
                 how.progress(len(images))
     return {

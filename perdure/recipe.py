@@ -68,6 +68,9 @@ class DataSpec(_Table):
     damaged: Literal["error", "skip"] = "error"
     """What happens to damaged samples of shards (`name: wds`): training does not start, or they are
     left out and counted"""
+    transform: Literal["exact", "fast"] = "exact"
+    """How pictures become pixels: as pillow decodes them, or JPEG files within one level of that in
+    less than half the time"""
     augment: Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"] = "none"
     """Mirror and shift by up to 2 pixels; crop to .9 to 1 of the area; that and mirror; crop to .08
     to 1 and mirror"""

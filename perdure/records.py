@@ -46,6 +46,8 @@ class Record:
     definition: str
     """Hash of the suite's definition"""
     splits: Splits
+    pixels: str = "exact, fp32"
+    """How pictures were decoded, and the precision of the image tower"""
     sweep: Mapping[float, Splits] = field(default_factory=dict)
     """Interpolation share to the scores there"""
     strength: float | None = 1.0
@@ -144,9 +146,10 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
     sweep: dict[float, Splits] = {}
     if sweep_file.is_file():
         curve = read_json(sweep_file)
-        if curve["definition"] != scores["definition"]:
+        if (curve["definition"], _pixels(curve)) != (scores["definition"], _pixels(scores)):
             raise RunError(
-                f"{sweep_file} was made with another definition of {suite} than {suite}.json. "
+                f"{sweep_file} was made with another definition of {suite}, other pixels or "
+                f"another precision than {suite}.json. "
                 f"Make both again: perdure eval {path} --suite {suite} --sweep"
             )
         sweep = {float(entry["alpha"]): entry["splits"] for entry in curve["points"]}
@@ -166,6 +169,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         suite=suite,
         definition=str(scores["definition"]),
         splits=scores["splits"],
+        pixels=_pixels(scores),
         sweep=sweep,
         strength=_strength(path / "predictor" / "predictor.json"),
         trainable=status.get("trainable"),
@@ -175,6 +179,12 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
         origin=origin,
         guard=status.get("guard"),
     )
+
+
+def _pixels(scores: Mapping[str, Any]) -> str:
+    """Return how pictures were decoded and scored; files of older versions do not say."""
+    decoding = scores.get("transform", {}).get("decoding", "exact")
+    return f"{decoding}, {scores.get('precision', 'fp32')}"
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
@@ -18,7 +20,7 @@ from .predictor import Predictor
 from .records import document
 from .run import Run
 from .subjects import Subject, find, sha256_of
-from .weights import Weights, lerp
+from .weights import Weights, lerp, require_same
 
 ALPHAS = tuple(step / 8 for step in range(9))
 """0, 0.125, ..., 1: where curves are drawn and compared"""
@@ -48,8 +50,13 @@ class Line:
         return lambda: self.put(lerp(self.start, self.end, alpha))
 
     def put(self, weights: Weights) -> None:
-        """Give `moving` any weights of the same names."""
-        self.moving.load_state_dict(weights)
+        """Give `moving` any weights of the same names and shapes."""
+        live = self.moving.state_dict()
+        require_same(live, weights)
+        # As `load_state_dict`, which takes several times as long as the copies themselves.
+        with torch.no_grad():
+            for name, value in weights.items():
+                live[name].copy_(value)
 
 
 def sweep(

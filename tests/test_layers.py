@@ -33,14 +33,14 @@ ROWS = [
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",
-    "data.tables data.class_names data.folders data.layout data.own data.protocols",
+    "data.tables data.class_names data.folders data.layout data.decoding data.own data.protocols",
     "data.segmented data.scene_regions data.masks data.proposals",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shard_index data.shards",
     "data.hf_files data.hf_columns data.hf_datasets data.hf_pictures",
     "data.labelled data.region_pairs",
     "data.splits data.damaged data.views data.emojishift data.prompts data.datasets data.sampling",
-    "data.caption_tokens data.loading",
+    "data.augment data.cache data.caption_tokens data.loading",
     "data.paired data.questions data.vqa data.emoji_questions",
     "data.transfer data.shifts data.uses data.suites data.survey data.check data.compact",
     "methods methods.ft methods.l2sp methods.flyp methods.carot methods.tracer methods.radapter",
@@ -78,7 +78,7 @@ ROWS = [
     "theory_report theory_figures cli_theory",
     "cli_alpha",
     "diagnosis.pictures diagnosis.telling cli_diagnose",
-    "cli_segment cli_show cli_tools cli_work cli_study cli __main__",
+    "cli_segment cli_show cli_tools cli_scores cli_work cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

@@ -43,20 +43,24 @@ def defocus_blur(image: Image, severity: int, rng: Generator) -> Image:
 
 
 def glass_blur(image: Image, severity: int, rng: Generator) -> Image:
-    """Exchange neighbouring pixels between two smoothings, as frosted glass does."""
+    """Let neighbouring pixels take each other's place between two smoothings, as frosted glass.
+
+    The public code means to exchange two pixels, but as both are views of one array the second
+    receives what it had; so the published images, and these, have pixels twice and lose others.
+    """
     sigma, shift, rounds = _GLASS[severity - 1]
     sigma, shift = sigma * scale_of(image), max(1, round(shift * scale_of(image)))
-    found = smooth(image, sigma)
-    found = np.array(np.floor(np.clip(found, 0, 1) * 255) / 255)
+    found = np.floor(np.clip(smooth(image, sigma), 0, 1) * 255) / 255
     high, wide = found.shape[:2]
+    rows, columns = np.arange(high - shift, shift, -1), np.arange(wide - shift, shift, -1)
+    here = (rows[:, None] * wide + columns).ravel()
+    source = list(range(high * wide))
     for _ in range(rounds):
-        # Every other pixel in a round of four, so that no pixel takes part in two exchanges.
-        down, right = rng.integers(-shift, shift, size=(2, high, wide))
-        rows, columns = np.indices((high, wide))
-        rows = np.clip(rows + down, 0, high - 1)
-        columns = np.clip(columns + right, 0, wide - 1)
-        found = found[rows, columns]
-    return smooth(found, sigma)
+        down, right = rng.integers(-shift, shift, size=(2, len(here)))
+        # One after the other: a pixel may travel on with the next.
+        for place, other in zip(here.tolist(), (here + down * wide + right).tolist(), strict=True):
+            source[place] = source[other]
+    return smooth(found.reshape(high * wide, -1)[source].reshape(found.shape), sigma)
 
 
 def motion_blur(image: Image, severity: int, rng: Generator) -> Image:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import DataError
+from .decoding import Transform
 from .hf_datasets import HF, HfListing, find_hf
 from .own import CAPTION_TEMPLATES, TEMPLATES, decode, few
 
@@ -24,6 +25,8 @@ class HfPictures:
     """(N,), rows of the listing"""
     split: str
     name: str = HF
+    transform: Transform = "exact"
+    """How pictures are decoded"""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -58,7 +61,7 @@ class HfPictures:
         """
         row = int(self.kept[index])
         where = f"row {int(self.listing.rows[row])} of split {self.split} in {self.listing.base}"
-        return decode(io.BytesIO(self.listing.read(row)), where)
+        return decode(io.BytesIO(self.listing.read(row)), where, self.transform)
 
 
 def open_hf(

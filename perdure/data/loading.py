@@ -6,37 +6,32 @@ training process, one of many workers, or another process of a distributed run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from ..batch import Batch
 from ..errors import DataError, PerdureError
 from ..inputs import Preprocess, Tokenizer
+from .augment import AUGMENTS as AUGMENTS
+from .augment import Augment as Augment
+from .augment import fit as fit
+from .cache import open_kept
 from .caption_tokens import Captions as Captions
-from .datasets import Dataset, texts_of
+from .datasets import Dataset, texts_of, transform_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
-
-Augment = Literal["none", "flip-shift", "crop", "crop-flip", "wide-crop-flip"]
-"""Nothing; mirror and shift by up to 2 pixels; crop of .9 to 1 of the area, resized (FLYP, CaRot);
-that and mirror (TRACER); crop of .08 to 1 and mirror (CoOp and its descendants)."""
-
-_SHIFT = 2
-_CROP_AREA = (0.9, 1.0)
-_WIDE_CROP_AREA = (0.08, 1.0)
-_CROP_ASPECT = (3 / 4, 4 / 3)
+from .views import Part
 
 
-class _Raw(NamedTuple):
+class Raw(NamedTuple):
     """A batch before it is on the device and normalised: a quarter of the bytes."""
 
     images: Tensor
@@ -113,12 +108,21 @@ class Loader:
         self.images = len(dataset)
         self._preprocess = preprocess
         self._workers = workers
+        self._fused = transform_of(dataset) == "fast"
         self._device = device or torch.device("cpu")
         self._features: Tensor | None = None
         captions = Captions(dataset.classes, templates, tokenizer, trim, cut=cut)
         self.source = Source(
             dataset, preprocess, captions, batch_size, seed, augment, rank, world_size, views
         )
+
+    def raw(self, step: int) -> Raw:
+        """Return the batch of an optimiser step as workers make it and the device receives it.
+
+        Raises:
+            DataError: If an example cannot be read.
+        """
+        return self.source.load(step)
 
     def batches(self, start_step: int, total_steps: int) -> Generator[Batch, None, None]:
         """Yield the batches of optimiser steps `start_step` + 1, ..., `total_steps`.
@@ -129,7 +133,7 @@ class Loader:
             DataError: If an example cannot be read.
         RuntimeError: If a worker was killed; `alive_workers` explains it.
         """
-        raw: _Raw
+        raw: Raw
         with closing(self.loaded(self.source, range(start_step + 1, total_steps + 1))) as loaded:
             for raw in loaded:
                 known = self._features
@@ -152,7 +156,8 @@ class Loader:
 
     def normalized(self, images: Tensor) -> Tensor:
         """Bring pixels (B, 3, H, W) to the device and to the model's range."""
-        return self._preprocess.normalize(images.to(self._device, non_blocking=True))
+        moved = images.to(self._device, non_blocking=True)
+        return self._preprocess.normalize(moved, fused=self._fused)
 
     def loaded(self, source: TorchDataset[Any], numbers: range) -> Generator[Any, None, None]:
         """Yield items of a source in order, from the workers if there are any.
@@ -160,27 +165,10 @@ class Loader:
         Raises:
             PerdureError: If it is such an item.
         """
-        loaded: DataLoader[Any] = DataLoader(
-            source,
-            batch_size=None,
-            sampler=numbers,
-            num_workers=self._workers,
-            pin_memory=self._device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the learner's random numbers
-        )
-        iterator = iter(loaded)
-        try:
-            for found in iterator:
-                if isinstance(found, PerdureError):
-                    raise found
-                yield found
-        finally:
-            # A traceback may keep the iterator alive, and torch then complains again about a killed
-            # worker whenever any other process of the session ends.
-            getattr(iterator, "_shutdown_workers", _nothing)()
+        return _loaded(source, numbers, self._workers, pin=self._device.type == "cuda")
 
 
-class Source(TorchDataset["_Raw | PerdureError"]):
+class Source(TorchDataset["Raw | PerdureError"]):
     """Batches by the number of their optimiser step; lives in the workers."""
 
     def __init__(
@@ -208,13 +196,14 @@ class Source(TorchDataset["_Raw | PerdureError"]):
         self.embedded = False
         """Whether images are not looked at any more"""
 
-    def __getitem__(self, step: int) -> _Raw | PerdureError:
+    def __getitem__(self, step: int) -> Raw | PerdureError:
         try:
-            return self._load(step)
-        except PerdureError as error:  # torch would bury its text in a worker's traceback
+            return self.load(step)
+        except PerdureError as error:
             return error
 
-    def _load(self, step: int) -> _Raw:
+    def load(self, step: int) -> Raw:
+        """Return the batch of an optimiser step."""
         n = len(self.dataset)
         indices = batch_indices(n, self.batch_size, step, self.seed)
         mine = shard(indices, self.rank, self.world_size)
@@ -224,7 +213,7 @@ class Source(TorchDataset["_Raw | PerdureError"]):
         labels = self.dataset.labels[mine]
         tokens = self.captions.pick(self.texts[mine], templates)
         rows = torch.from_numpy(view * n + mine)
-        return _Raw(images, tokens, torch.from_numpy(labels), rows)
+        return Raw(images, tokens, torch.from_numpy(labels), rows)
 
     def draw(
         self, indices: NDArray[np.int64], views: NDArray[np.int64]
@@ -243,10 +232,6 @@ class Source(TorchDataset["_Raw | PerdureError"]):
         return images, templates
 
 
-def _nothing() -> None:
-    """End no worker."""
-
-
 def eval_batches(
     dataset: Dataset,
     preprocess: Preprocess,
@@ -255,85 +240,92 @@ def eval_batches(
     device: torch.device | None = None,
     rank: int = 0,
     world_size: int = 1,
+    workers: int = 0,
+    cache: Path | None = None,
 ) -> Iterator[Tensor]:
     """Yield the images of this process in order, normalised (B, 3, H, W), without augmentation.
 
     Processes take contiguous parts, so joining their results by rank restores the order.
+
+    Args:
+        dataset: Images.
+        preprocess: Of the model.
+        batch_size: Images at once.
+        device: Where batches end up, uint8 before they are normalised; the CPU by default.
+        rank: Of this process among `world_size`.
+        world_size: Processes that share the images.
+        workers: Processes that load ahead; 0 loads when a batch is asked for.
+        cache: Folder in which pixels are kept, and read where they are there; see `data.cache`.
+            Each process of several keeps its own part.
+
+    Raises:
+        DataError: If an image cannot be read, or a kept one is damaged.
+        RunError: If pixels cannot be kept.
     """
+    place, fused = device or torch.device("cpu"), transform_of(dataset) == "fast"
     mine = shard(np.arange(len(dataset)), rank, world_size)
-    for start in range(0, len(mine), batch_size):
-        part = mine[start : start + batch_size]
-        images = [
-            fit(dataset.image(int(index)), preprocess.size, preprocess.interpolation)
-            for index in part
-        ]
-        yield preprocess.normalize(torch.stack(images).to(device or torch.device("cpu")))
+    source = _Fitted(dataset, preprocess, mine, batch_size)
+    starts = range(0, len(mine), batch_size)
+    loaded: Iterator[Tensor] = _loaded(source, starts, workers, pin=place.type == "cuda")
+    if cache is not None and len(mine):
+        part = dataset if world_size == 1 else Part(dataset, mine)
+        pixels = open_kept(cache, part, preprocess, loaded)
+        loaded = (torch.tensor(pixels[start : start + batch_size]) for start in starts)
+    for images in loaded:
+        yield preprocess.normalize(images.to(place, non_blocking=True), fused=fused)
 
 
-def fit(image: Tensor, size: int, mode: str) -> Tensor:
-    """Resize the shorter side of a uint8 image (3, H, W) to `size` and cut out the centre."""
-    height, width = image.shape[1:]
-    if height == width == size:
-        return image
-    short = min(height, width)
-    resized = _resize(image, (size * height // short, size * width // short), mode)
-    top = round((resized.shape[1] - size) / 2)
-    left = round((resized.shape[2] - size) / 2)
-    return resized[:, top : top + size, left : left + size]
+class _Fitted(TorchDataset["Tensor | PerdureError"]):
+    """Images of the model's size from a position on; lives in the workers."""
+
+    def __init__(
+        self, dataset: Dataset, preprocess: Preprocess, indices: NDArray[np.int64], batch_size: int
+    ) -> None:
+        self.dataset = dataset
+        self.preprocess = preprocess
+        self.indices = indices
+        self.batch_size = batch_size
+
+    def __getitem__(self, start: int) -> Tensor | PerdureError:
+        part = self.indices[start : start + self.batch_size]
+        size, mode = self.preprocess.size, self.preprocess.interpolation
+        images = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
+        try:
+            for position, index in enumerate(part):
+                images[position] = fit(self.dataset.image(int(index)), size, mode)
+        except PerdureError as error:
+            return error
+        return images
 
 
-def _keep(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
-    return fit(image, size, mode)
+def _loaded(
+    source: TorchDataset[Any], items: Sequence[int], workers: int, *, pin: bool
+) -> Generator[Any, None, None]:
+    """Yield items of a source in order, loaded ahead where there are workers.
+
+    Raises:
+        PerdureError: Which a source returns instead of an item, because torch would bury its text
+            in a worker's traceback.
+    """
+    loaded: DataLoader[Any] = DataLoader(
+        source,
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # else it draws from the learner's random numbers
+    )
+    iterator = iter(loaded)
+    try:
+        for found in iterator:
+            if isinstance(found, PerdureError):
+                raise found
+            yield found
+    finally:
+        # A traceback may keep the iterator alive, and torch then complains again about a killed
+        # worker whenever any other process of the session ends.
+        getattr(iterator, "_shutdown_workers", _nothing)()
 
 
-def _flip_shift(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
-    down, right = rng.integers(-_SHIFT, _SHIFT + 1, size=2)
-    return _mirror(fit(image, size, mode), rng).roll((int(down), int(right)), dims=(1, 2))
-
-
-def _crop(
-    image: Tensor,
-    size: int,
-    mode: str,
-    rng: np.random.Generator,
-    share: tuple[float, float] = _CROP_AREA,
-) -> Tensor:
-    """As torchvision's RandomResizedCrop: ten tries for a box of random area and aspect."""
-    height, width = image.shape[1:]
-    for _ in range(10):
-        area = height * width * rng.uniform(*share)
-        aspect = math.exp(rng.uniform(*np.log(_CROP_ASPECT)))
-        rows, columns = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < rows <= height and 0 < columns <= width:
-            top = int(rng.integers(height - rows + 1))
-            left = int(rng.integers(width - columns + 1))
-            box = image[:, top : top + rows, left : left + columns]
-            return _resize(box, (size, size), mode)
-    return fit(image, size, mode)
-
-
-def _crop_flip(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
-    return _mirror(_crop(image, size, mode, rng), rng)
-
-
-def _wide_crop_flip(image: Tensor, size: int, mode: str, rng: np.random.Generator) -> Tensor:
-    return _mirror(_crop(image, size, mode, rng, _WIDE_CROP_AREA), rng)
-
-
-def _mirror(image: Tensor, rng: np.random.Generator) -> Tensor:
-    return image.flip(2) if rng.random() < 0.5 else image
-
-
-def _resize(image: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
-    """Resize uint8 (3, H, W) as PIL does, to within one level."""
-    return interpolate(image[None], shape, mode=mode, antialias=True)[0]
-
-
-AUGMENTS: dict[str, Callable[[Tensor, int, str, np.random.Generator], Tensor]] = {
-    "none": _keep,
-    "flip-shift": _flip_shift,
-    "crop": _crop,
-    "crop-flip": _crop_flip,
-    "wide-crop-flip": _wide_crop_flip,
-}
-"""From an image, the model's size and interpolation, and random numbers, to the image to use."""
+def _nothing() -> None:
+    """End no worker."""

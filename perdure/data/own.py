@@ -13,10 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from ..errors import DataError
+from .decoding import Transform, fast_pixels
 from .folders import as_paths
 from .layout import find_own
 
@@ -49,6 +50,8 @@ class OwnPictures:
     groups: NDArray[np.int64] | None = None
     """(N,), index into `group_names`, -1 for none; None where no table has a column `group`"""
     group_names: tuple[str, ...] = ()
+    transform: Transform = "exact"
+    """How files are decoded"""
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -60,7 +63,7 @@ class OwnPictures:
         Raises:
             DataError: If it cannot be decoded.
         """
-        return decode(Path(os.fsdecode(self.files[index])))
+        return decode(Path(os.fsdecode(self.files[index])), transform=self.transform)
 
 
 def open_own(
@@ -121,18 +124,23 @@ def own_templates(root: Path | None) -> tuple[str, ...]:
     return own.templates or (CAPTION_TEMPLATES if own.captioned else TEMPLATES)
 
 
-def decode(file: Path | BinaryIO, name: str | None = None) -> Tensor:
+def decode(
+    file: Path | BinaryIO, name: str | None = None, transform: Transform = "exact"
+) -> Tensor:
     """Decode a picture as its camera was held, (3, H, W), uint8, RGB; of several frames the first.
 
     Args:
         file: On disk, or already read.
         name: What errors call it; the path by default.
+        transform: "fast" lets torchvision decode plain JPEG files; what is refused stays the same.
 
     Raises:
         DataError: If the file is missing, damaged or of another format.
     """
     try:
         with open_picture(file) as opened:
+            if transform == "fast" and (found := fast_pixels(opened)) is not None:
+                return found
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits; pillow would cut off, not scale
                 picture = _eight_bits(np.asarray(picture))
@@ -149,7 +157,7 @@ def decode(file: Path | BinaryIO, name: str | None = None) -> Tensor:
 
 
 @contextmanager
-def open_picture(file: Path | BinaryIO) -> Iterator[Image.Image]:
+def open_picture(file: Path | BinaryIO) -> Iterator[ImageFile.ImageFile]:
     """Open a picture; pillow refuses those of more than 179 million pixels, and is right."""
     with warnings.catch_warnings():
         # From half that size on it warns, with lines that say nothing about the file.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .datasets import open_dataset
+from .decoding import Transform
 from .emojishift import CaptionPairs, open_retrieval
 from .views import Dataset, Part, texts_of
 
@@ -53,18 +54,26 @@ class Paired:
         )
 
 
-def open_paired(dataset: str, split: str, root: Path | None = None) -> Paired:
+def open_paired(
+    dataset: str, split: str, root: Path | None = None, transform: Transform = "exact"
+) -> Paired:
     """Open the captioned pictures of a split.
 
     Args:
         dataset: "emojishift", or a captioned one of `perdure.data.datasets.DATASETS`.
         split: As the data set calls it; of emojishift "id", "rendition" or "sketch".
         root: Directory of the files; None for embedded data.
+        transform: How pictures are decoded.
 
     Raises:
         DataError: If data are missing, or have labels and no captions.
     """
     if dataset == "emojishift":
+        if transform != "exact":
+            raise DataError(
+                f"emojishift has no files that could be decoded {transform}; leave --transform "
+                "away."
+            )
         if root is not None:
             raise DataError(
                 f"emojishift comes with perdure, but the data are said to be at {root}; leave "
@@ -73,7 +82,7 @@ def open_paired(dataset: str, split: str, root: Path | None = None) -> Paired:
         pairs = open_retrieval(split)
         numbers = np.arange(len(pairs.captions))
         return Paired(_Embedded(pairs), numbers, pairs.captions, numbers)
-    opened = open_dataset(dataset, split, root)
+    opened = open_dataset(dataset, split, root, transform=transform)
     if not opened.captioned:
         raise DataError(
             f"split {split} of {dataset} at {root} has labels, no captions, so there is nothing to "

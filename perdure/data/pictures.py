@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .catalog import Catalog, pick
+from .decoding import Transform
 from .own import decode, few
 from .published import find
 
@@ -20,6 +21,8 @@ class Published:
     """One split."""
 
     catalog: Catalog
+    transform: Transform = "exact"
+    """How files are decoded"""
 
     @property
     def name(self) -> str:
@@ -72,7 +75,7 @@ class Published:
         Raises:
             DataError: If it cannot be decoded, or is all border.
         """
-        pixels = decode(self.catalog.file(index))
+        pixels = decode(self.catalog.file(index), transform=self.transform)
         cut = self.catalog.border
         if not cut:
             return pixels

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from .class_names import read_list
+from .decoding import Transform
 from .own import CAPTION_TEMPLATES, TEMPLATES, decode, few
 from .shard_index import WDS, Damaged, Index, index_shards
 
@@ -29,6 +30,8 @@ class Shards:
     kept: NDArray[np.int64]
     """(N,), rows of the index"""
     name: str = WDS
+    transform: Transform = "exact"
+    """How pictures are decoded"""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -61,7 +64,8 @@ class Shards:
             DataError: If it cannot be decoded, or its shard has changed since it was indexed.
         """
         row = int(self.kept[index])
-        return decode(io.BytesIO(self.index.read(row)), self.index.at(row))
+        content = io.BytesIO(self.index.read(row))
+        return decode(content, self.index.at(row), self.transform)
 
 
 def open_shards(

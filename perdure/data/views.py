@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .damaged import Damaged
+from .decoding import Transform
 
 if TYPE_CHECKING:  # listing data sets must not import torch
     from torch import Tensor
@@ -140,6 +141,14 @@ def group_names_of(dataset: Any) -> tuple[str, ...]:
     while isinstance(dataset, (Damaged, Part)):
         dataset = dataset.whole
     return tuple(getattr(dataset, "group_names", ()))
+
+
+def transform_of(dataset: Any) -> Transform:
+    """Return how the pictures of a data set, or of a view of one, are decoded."""
+    while isinstance(dataset, (Damaged, Part, Half)):
+        dataset = dataset.whole
+    found: Transform = getattr(dataset, "transform", "exact")
+    return found
 
 
 def texts_of(dataset: Dataset) -> NDArray[np.int64]:

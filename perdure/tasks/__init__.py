@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..data.splits import Split, Suite
 from ..data.splits import Task as Task
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from ..prediction import How, Moves
@@ -92,16 +93,22 @@ class Entry(NamedTuple):
     columns: Mapping[str, str]
     """Header of a printed column to the key of an entry, after the main metric and its interval;
     columns that no entry has are left out"""
+    ways: bool = False
+    """Whether it heeds how pictures are decoded, and the precision"""
 
 
 TASKS: dict[Task, Entry] = {
     "classify": Entry(
-        "perdure.tasks.classify", "images", {"macro-F1": "macro_f1", "ECE": "ece", "NLL": "nll"}
+        "perdure.tasks.classify",
+        "images",
+        {"macro-F1": "macro_f1", "ECE": "ece", "NLL": "nll"},
+        ways=True,
     ),
     "retrieve": Entry(
         "perdure.tasks.retrieve",
         "queries",
         {"R@5": "recall_at_5", "R@10": "recall_at_10", "R@1 in folds": "fold_recall_at_1"},
+        ways=True,
     ),
     "answer": Entry(
         "perdure.tasks.answer", "questions", {"by people": "vqa_accuracy", "chance": "chance"}
@@ -125,7 +132,13 @@ def open_exams(suite: Suite, how: How) -> list[tuple[Split, Exam]]:
     inside: tuple[str, ...] = ()
     found: list[tuple[Split, Exam]] = []
     for split in suite.splits:
-        exam = import_module(TASKS[split.task].module).open_exam(split, suite, how, inside)
+        entry = TASKS[split.task]
+        if not entry.ways and (how.transform, how.precision) != ("exact", "fp32"):
+            raise DataError(
+                f"split {split.name} asks to {split.task}, which is scored from exact pixels in "
+                "fp32 alone; leave --transform and --precision away."
+            )
+        exam = import_module(entry.module).open_exam(split, suite, how, inside)
         if split.role == "id":
             inside = getattr(exam, "classes", ())
         found.append((split, exam))

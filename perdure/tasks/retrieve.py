@@ -121,4 +121,5 @@ def open_exam(split: Split, suite: Suite, how: How, inside: tuple[str, ...] = ()
     Raises:
         DataError: If data are missing, or have no captions.
     """
-    return Retrieval(split, open_paired(split.dataset, split.split, how.root).limited(how.limit))
+    paired = open_paired(split.dataset, split.split, how.root, how.transform)
+    return Retrieval(split, paired.limited(how.limit))

@@ -184,3 +184,25 @@ def test_own_data_calibrate_a_run_unless_nothing_is_wrong_with_them(
     found = json.loads(fitted.out)
     assert (found["suite"], found["split"], found["n"]) == ("own", "val", 7)
     assert found["nll_after"] <= found["nll_before"]
+
+
+def test_pictures_are_decoded_fast_where_somebody_asks(
+    perdure: Perdure, model: str, pictures: Path
+) -> None:
+    own = ("--suite", "own", "--data", pictures)
+    kept = ("--workers", 1, "--cache", "kept")
+    answer = perdure("eval", model, *own, "--transform", "fast", *kept, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["transform"]["decoding"] == "fast"
+    assert len(list(Path("kept").iterdir())) == 2
+    short = (f"model.name={model}", "optim.epochs=null", "optim.steps=1", "data.transform=fast")
+    code, error = train(perdure, "own/tracer", pictures, *short)
+    assert code == 0, error
+    assert "transform: fast" in Path("run/recipe.yaml").read_text()
+    assert perdure("eval", "run", *own, "--transform", "fast").code == 0
+    for option, allowed in (("--transform", "exact, fast"), ("--precision", "fp32, bf16")):
+        wrong = perdure("eval", model, *own, option, "quick")
+        assert (wrong.code, f"'quick' is none of {allowed}" in wrong.err) == (2, True)
+    drawn = perdure("eval", model, "--transform", "fast")
+    assert drawn.code == 2
+    assert "emojishift has no files" in " ".join(drawn.err.split())

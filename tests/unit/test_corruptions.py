@@ -107,6 +107,24 @@ def test_a_smeared_point_is_a_line_and_nothing_gets_lost():
     assert (found > 0).sum() == 11
 
 
+def test_glass_moves_pixels_one_after_the_other_and_leaves_the_border(monkeypatch):
+    monkeypatch.setattr(blur, "smooth", lambda image, sigma: image)
+    number = np.arange(224 * 224).reshape(224, 224)
+    image = np.stack([number % 256, number // 256, number * 0], axis=-1) / 255
+    found = np.rint(blur.glass_blur(image, 4, rng()) * 255).astype(int)
+    source = found[:, :, 0] + 256 * found[:, :, 1]
+    rows, columns = source // 224 - number // 224, source % 224 - number % 224
+    inside = np.zeros((224, 224), dtype=bool)
+    inside[4:222, 4:222] = True
+    assert not rows[~inside].any()
+    assert not columns[~inside].any()
+    # A pixel takes what lies up to 3 away, where that has moved already in rounds before, or in
+    # this one from below or the right.
+    assert 3 < np.abs(rows).max() < 40
+    assert rows[inside].std() > 1.5
+    assert len(np.unique(source)) < 0.8 * source.size, "some pixels are there twice, others lost"
+
+
 def test_contrast_brightness_and_saturation_are_their_formulas():
     image = picture().astype(float) / 255
     mean = image.mean(axis=(0, 1))

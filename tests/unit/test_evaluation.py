@@ -15,14 +15,15 @@ from perdure.data.suites import Split, Suite
 from perdure.errors import DataError, RunError, WeightsError
 from perdure.evaluation import evaluate, measure
 from perdure.merging import wise_ft
-from perdure.prediction import How, Outputs, predict, spread
+from perdure.prediction import How, Outputs, Precision, Unit, gather, predict, spread, stay
 from perdure.predictor import Predictor
-from perdure.sweeping import sweep, sweep_run
+from perdure.sweeping import Line, sweep, sweep_run
 from perdure.zoo import random_clip
 
 NAMES = ("taco", "banana", "tiger", "motor boat")
 TEMPLATES = ("a photo of a {}", "a {}")
 LIMIT = 80
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 class Blobs:
@@ -195,6 +196,22 @@ def test_sweep_equals_merging_and_evaluating_each_point(tuned: Predictor) -> Non
         single = evaluate(wise_ft(start, tuned, alpha), SUITE, limit=LIMIT)
         for split in ("id", "sketch"):
             assert scores[split]["nll"] == pytest.approx(single[split]["nll"], abs=1e-5)
+
+
+def test_half_precision_is_that_of_the_weights_at_each_point(tuned: Predictor) -> None:
+    start, data = random_clip(0), Blobs()
+    unit, line = Unit(data, TEMPLATES, NAMES), Line(start, tuned)
+    moves = {alpha: line.at(alpha) for alpha in (0.0, 0.5, 1.0)}
+    found = gather(line.moving, moves, unit, How(precision="bf16", batch_size=10))
+    for alpha in moves:
+        merged = wise_ft(start, tuned, alpha)
+        whole, half = (
+            gather(merged, {0.0: stay}, unit, How(precision=each, batch_size=10))[0.0].logits
+            for each in PRECISIONS
+        )
+        assert half.dtype == np.float32
+        assert np.allclose(found[alpha].logits, half, atol=1e-5)
+        assert 1e-4 < np.abs(half - whole).max() < 0.02 * merged.scale.item()
 
 
 def test_sweep_decodes_every_image_once(monkeypatch: pytest.MonkeyPatch, tuned: Predictor) -> None:

@@ -23,6 +23,7 @@ VERBS = (
     "predict",
     "calibrate",
     "export",
+    "propose",
     "doctor",
     "data",
     "alpha",

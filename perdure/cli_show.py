@@ -176,7 +176,7 @@ def show(
         Path | None, typer.Option("--out", metavar="PNG", help="Picture; SUITE.png by default.")
     ] = None,
 ) -> None:
-    """Write a picture sheet of a suite's data, or say how a run stands."""
+    """Draw a suite's data, or say how a run stands."""
     from .rundir import is_run
 
     if is_run(Path(suite)):

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Device, Json, Threads, clock, columns, emit, emit_json, percent, say
+from .console import (
+    Data,
+    Device,
+    Json,
+    Limit,
+    Threads,
+    clock,
+    columns,
+    emit,
+    emit_json,
+    percent,
+    say,
+)
 from .errors import nearest
 
 if TYPE_CHECKING:
@@ -51,12 +63,8 @@ def alpha(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="Write the merged model as a run.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most N images.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
-    ] = None,
+    limit: Limit = None,
+    data: Data = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,

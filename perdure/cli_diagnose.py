@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import Device, Json, Threads, emit, emit_json, meter
+from .console import DataOfRun, Device, Json, Threads, emit, emit_json, meter
 
 FOLDER = "diagnosis"
 """In a run, where nobody names another"""
@@ -39,10 +39,7 @@ def diagnose(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="New folder; RUN/diagnosis.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="ROOT", help="Where the data are; else as in the training."),
-    ] = None,
+    data: DataOfRun = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,

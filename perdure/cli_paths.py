@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import Device, Json, Threads, columns, emit, emit_json, meter, percent
+from .console import (
+    Data,
+    Device,
+    Json,
+    LimitPerSplit,
+    Threads,
+    columns,
+    emit,
+    emit_json,
+    meter,
+    percent,
+)
 
 if TYPE_CHECKING:
     from .path import Interval, PathScan, Segment
@@ -29,12 +40,8 @@ def path(
     space: Annotated[
         str, typer.Option("--space", metavar="NAME", help=f"{' or '.join(SPACES)}.")
     ] = "parameters",
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most N images per split.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
-    ] = None,
+    limit: LimitPerSplit = None,
+    data: Data = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.png", help="Also draw it.")
     ] = None,

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from .console import (
+    Data,
     Device,
     Json,
+    LimitPerSplit,
     Threads,
     columns,
     counter,
@@ -49,12 +51,8 @@ def ablate(
     suite: Annotated[
         str, typer.Option("--suite", metavar="NAME", help="What is scored.")
     ] = "emojishift",
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most N images per split.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
-    ] = None,
+    limit: LimitPerSplit = None,
+    data: Data = None,
     form: Annotated[
         str, typer.Option("--format", metavar="md|csv|json", help="How to print it.")
     ] = "md",

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import (
+    DataOfRun,
     Device,
     Json,
+    Limit,
     Threads,
     clock,
     columns,
@@ -149,13 +151,8 @@ def calibrate(
         str | None,
         typer.Option("--suite", metavar="NAME", help="Whose task; else that of the training."),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most N images.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="ROOT", help="Where the data are; else as in the training."),
-    ] = None,
+    limit: Limit = None,
+    data: DataOfRun = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,

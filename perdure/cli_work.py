@@ -13,8 +13,10 @@ from .cli_merge import suite_of
 from .cli_scores import score_table, sweep_table
 from .cli_tools import dry_run
 from .console import (
+    Data,
     Device,
     Json,
+    LimitPerSplit,
     Threads,
     counter,
     emit,
@@ -132,12 +134,8 @@ def evaluate(
     temperature: Annotated[
         bool, typer.Option("--temperature", help="Also calibrate on `val`: ece_scaled, nll_scaled.")
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", help="At most N images per split.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")
-    ] = None,
+    limit: LimitPerSplit = None,
+    data: Data = None,
     weights: Annotated[
         str | None,
         typer.Option("--weights", metavar="TAG|FILE", help="Weights, for an open_clip name."),

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from shutil import get_terminal_size
 from time import monotonic
 from typing import Annotated, Any, Protocol, TypeVar
@@ -22,6 +23,15 @@ from .processes import is_main
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="ROOT", help="Directory of the data.")]
+DataOfRun = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="ROOT", help="Where the data are; else as in the training."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="At most N images.")]
+LimitPerSplit = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="At most N images per split.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.")]
 """Options that several verbs share"""

@@ -9,21 +9,23 @@ PROPOSALS/proposals.yaml   how they are used: weight, threshold, expand; all may
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..documents import parse_yaml
 from ..errors import DataError, RecipeError, nearest
-from .masks import decode_rle, instance_masks, read_map
+from .masks import decode_rle, instance_masks, read_map, require_rle
 from .segmented import Fusion, Proposals
 from .tables import read_lines
 
 SETTINGS = "proposals.yaml"
-_ENDINGS = (".npz", ".json", ".png")
+ENDINGS = (".npz", ".json", ".png")
 _CERTAINTIES = ("score", "predicted_iou", "stability_score")
 """What programs call how sure they are of a mask; the first that is there counts"""
 
@@ -67,12 +69,12 @@ def find_proposals(folder: Path, name: str) -> Path:
     Raises:
         DataError: If there is none.
     """
-    for ending in _ENDINGS:
+    for ending in ENDINGS:
         file = folder / f"{name}{ending}"
         if file.is_file():
             return file
     raise DataError(
-        f"there are no mask proposals for {name}: none of {', '.join(_ENDINGS)} in {folder}. "
+        f"there are no mask proposals for {name}: none of {', '.join(ENDINGS)} in {folder}. "
         "Write one file per image there (docs/segmentation.md), or let perdure do it: "
         f"perdure propose MODEL PICTURES --out {folder}"
     )
@@ -96,21 +98,67 @@ def read_proposals(file: Path, size: tuple[int, int], classes: int) -> Proposals
     else:
         found = Proposals(instance_masks(read_map(file, str(file))))
     if len(found.masks):
-        _require_size(file, found.masks, size)
+        whole = found.masks.dtype == np.bool_
+        require_size(file, (found.masks.shape[1], found.masks.shape[2]), whole, size)
     return found
 
 
-def _require_size(file: Path, masks: NDArray[Any], size: tuple[int, int]) -> None:
-    height, width = masks.shape[1:]
-    if (height, width) == size:
+def require_size(file: Path, masks: tuple[int, int], whole: bool, size: tuple[int, int]) -> None:
+    """Refuse masks of another image.
+
+    Args:
+        file: For the error.
+        masks: Their height and width.
+        whole: Whether they are masks, not probabilities, which may be smaller.
+        size: Of the image, (H, W).
+
+    Raises:
+        DataError: If they are not of the image's size.
+    """
+    if masks == size or (not whole and abs(masks[0] * size[1] - masks[1] * size[0]) <= max(size)):
         return
-    near = abs(height * size[1] - width * size[0]) <= max(size)
-    if masks.dtype == np.bool_ or not near:
-        raise DataError(
-            f"the masks of {file} have {height} x {width} pixels, but the image has {size[0]} x "
-            f"{size[1]}; masks must be those of the image as it is on disk"
-            + ("." if masks.dtype == np.bool_ else ", or probabilities of the same aspect.")
-        )
+    raise DataError(
+        f"the masks of {file} have {masks[0]} x {masks[1]} pixels, but the image has {size[0]} x "
+        f"{size[1]}; masks must be those of the image as it is on disk"
+        + ("." if whole else ", or probabilities of the same aspect.")
+    )
+
+
+def glance(file: Path) -> tuple[int, tuple[int, int], bool]:
+    """Return how many masks a file has, their size, and whether they are no probabilities.
+
+    Only headers are read, of lists of run-length masks their sizes.
+
+    Raises:
+        DataError: If these are damaged.
+    """
+    if file.suffix == ".npz":
+        shape, kind = _npz_header(file)
+        return shape[0], (shape[1], shape[2]), kind in "biu"
+    if file.suffix == ".json":
+        entries = _entries(file)
+        sizes = [require_rle(_rle_of(one), f"mask {n} of {file}") for n, one in enumerate(entries)]
+        return len(sizes), sizes[0] if sizes else (0, 0), True
+    try:
+        with Image.open(file) as picture:
+            return 1, (picture.height, picture.width), True
+    except Exception as error:  # pillow's decoders raise whatever they meet
+        raise DataError(f"cannot read the proposals {file} ({error}); make it again.") from None
+
+
+def _npz_header(file: Path) -> tuple[tuple[int, ...], str]:
+    try:
+        with zipfile.ZipFile(file) as stored, stored.open("masks.npy") as array:
+            version = np.lib.format.read_magic(array)
+            reader = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                reader = np.lib.format.read_array_header_2_0
+            shape, _, kind = reader(array)
+    except Exception as error:  # zip, zlib and numpy each raise their own
+        raise DataError(_unreadable(file, error)) from None
+    if len(shape) != 3:
+        raise DataError(f"{file} must hold `masks` of shape (Q, H, W); it has {shape}.")
+    return shape, kind.kind
 
 
 def _from_npz(file: Path, classes: int) -> Proposals:
@@ -118,10 +166,7 @@ def _from_npz(file: Path, classes: int) -> Proposals:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
     except Exception as error:  # zip, zlib and numpy each raise their own
-        raise DataError(
-            f"cannot read the proposals {file} ({str(error)[:200] or type(error).__name__}); "
-            "expected a whole npz file of plain arrays. Make it again."
-        ) from None
+        raise DataError(_unreadable(file, error)) from None
     masks = arrays.get("masks")
     if masks is None or masks.ndim != 3:
         has = ", ".join(f"{key} {value.shape}" for key, value in arrays.items()) or "nothing"
@@ -147,6 +192,13 @@ def _from_npz(file: Path, classes: int) -> Proposals:
     return Proposals(masks, logits, scores)
 
 
+def _unreadable(file: Path, error: Exception) -> str:
+    return (
+        f"cannot read the proposals {file} ({str(error)[:200] or type(error).__name__}); "
+        "expected a whole npz file of plain arrays. Make it again."
+    )
+
+
 def _within(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     wrong = values.dtype.kind not in "fiu" or not np.isfinite(values).all()
     if wrong or (values.size and not 0 <= values.min() <= values.max() <= 1):
@@ -158,7 +210,8 @@ def _within(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _from_json(file: Path) -> Proposals:
+def _entries(file: Path) -> list[Any]:
+    """Return the masks of a JSON file, each with what is said of it."""
     try:
         found = json.loads(read_lines(file))
     except (ValueError, RecursionError) as error:
@@ -169,11 +222,18 @@ def _from_json(file: Path) -> Proposals:
             f"{file} holds no list of masks; expected [{{'segmentation': {{'size', 'counts'}}, "
             "'score'}}, ...], or such a list under 'annotations'."
         )
+    return found
+
+
+def _rle_of(entry: Any) -> Any:
+    inner = isinstance(entry, dict) and "segmentation" in entry
+    return entry["segmentation"] if inner else entry
+
+
+def _from_json(file: Path) -> Proposals:
     masks, scores = [], []
-    for number, entry in enumerate(found):
-        inner = isinstance(entry, dict) and "segmentation" in entry
-        rle = entry["segmentation"] if inner else entry
-        masks.append(decode_rle(rle, f"mask {number} of {file}"))
+    for number, entry in enumerate(_entries(file)):
+        masks.append(decode_rle(_rle_of(entry), f"mask {number} of {file}"))
         certain = [entry[key] for key in _CERTAINTIES if key in entry]
         scores.append(certain[0] if certain else None)
     sizes = {mask.shape for mask in masks}

@@ -58,7 +58,7 @@ ROWS = [
     "diagnosis diagnosis.layers diagnosis.span diagnosis.update diagnosis.similarity",
     "diagnosis.drift diagnosis.pairs diagnosis.watching",
     "kept",
-    "loop cached_views evaluation guard training",
+    "loop cached_views evaluation guard work training",
     "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",

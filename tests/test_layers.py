@@ -29,7 +29,7 @@ ROWS = [
     "classifying",
     "path_loss repairing endpoints",
     "regions",
-    "adapters peft_format compression foreign_contexts foreign_modules foreign",
+    "adapters peft_library peft_format compression foreign_contexts foreign_modules foreign",
     "data data.sprites data.captions data.paint data.render data.scenes data.sheet",
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",

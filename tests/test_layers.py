@@ -47,7 +47,7 @@ ROWS = [
     "methods.lora",
     "methods.mma methods.promptkd",
     "methods.coop methods.kgcoop",
-    "methods.mergetune",
+    "methods.mergetune_learners methods.mergetune",
     "guard_spec faults",
     "recipe optim runtime states run comparison words identities records prediction subjects",
     "embedding",

@@ -257,7 +257,7 @@ def evaluate(
                 emit(f"{_titled(one)} on {suite}\n{lines}\n")
     except (KeyboardInterrupt, SystemExit):
         if runtime.is_main and ensemble is None and any(one.run for one in found):
-            say("Stopped. Finished splits of runs are kept: the same command goes on from there.")
+            say("Finished splits of runs are kept: the same command goes on from there.")
         raise
     finally:
         runtime.close()

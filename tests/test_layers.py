@@ -34,7 +34,7 @@ ROWS = [
     "corruptions corruptions.filters corruptions.noise corruptions.blur corruptions.weather",
     "corruptions.digital corruptions.table",
     "data.tables data.class_names data.folders data.layout data.decoding data.own data.protocols",
-    "data.segmented data.scene_regions data.masks data.proposals",
+    "data.segmented data.scene_regions data.masks data.proposals data.results",
     "data.catalog data.imagenet_names data.imagenet data.coop data.wilds data.sentences",
     "data.published data.pictures data.shard_index data.shards",
     "data.hf_files data.hf_columns data.hf_datasets data.hf_pictures",

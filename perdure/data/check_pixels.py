@@ -15,6 +15,7 @@ from .label_layouts import LAYOUTS, MAPS, Located, locate, names_of, proposals_o
 from .labelled import as_labels
 from .masks import read_map
 from .proposals import ENDINGS, SETTINGS, glance, read_fusion, read_proposals, require_size
+from .results import LISTS, RESULTS, Results, find_results, open_results
 from .segmented import UNKNOWN, Fusion
 
 Sizes = dict[str, tuple[int, int]]
@@ -150,38 +151,77 @@ def _proposals(located: Located, stems: list[str], sizes: Sizes, found: Findings
     there: dict[str, Path] = {}
     for ending in reversed(ENDINGS):  # of two the first ending counts
         there.update((one.stem, one) for one in _files(folder) if one.suffix == ending)
-    absent = [stem for stem in stems if stem not in there]
-    found.fault(where, absent, f"images have no proposals in {folder}")
+    results = None
+    if whole := find_results(folder, located.name):
+        there.pop(whole.stem, None)
+        how.seen()
+        try:
+            results = open_results(whole, stems)
+        except DataError as error:
+            found.faults.append(f"{where}: {error}")
+            return
+    known = set(there) | set(results.places if results is not None else ())
+    absent = [stem for stem in stems if stem not in known]
+    found.fault(where, absent, f"images have no proposals in {whole or folder}")
     empty: list[str] = []
     wrong: list[str] = []
     reason = ""
     for stem in stems:
-        if stem not in there:
+        if stem not in known:
             continue
         how.seen()
+        name = there[stem].name if stem in there else stem
         try:
-            number, size, whole = glance(there[stem])
-            if number and stem in sizes:
-                require_size(there[stem], size, whole, sizes[stem])
-                if how.decode:
-                    read_proposals(there[stem], sizes[stem], layout.classes)
+            number = _masks(there.get(stem), results, stem, sizes.get(stem), layout.classes, how)
         except DataError as error:
             reason = reason or str(error)
-            wrong.append(there[stem].name)
+            wrong.append(name)
             continue
         if not number:
-            empty.append(there[stem].name)
+            empty.append(name)
     if wrong:
-        found.fault(where, wrong, "files of proposals cannot be used")
+        found.fault(where, wrong, "images have proposals that cannot be used")
         found.faults[-1] += f" The first: {reason}"
-    found.remark(where, empty, "files of proposals hold no mask")
+    found.remark(where, empty, "images have been given no mask")
     # Other sets may share a folder that bears no set's name.
     if folder.name == located.name:
         orphans = sorted(set(there) - set(stems))
         found.remark(where, orphans, f"files in {folder} are proposals for no image of the set")
 
 
+def _masks(
+    file: Path | None,
+    results: Results | None,
+    stem: str,
+    size: tuple[int, int] | None,
+    classes: int,
+    how: How,
+) -> int:
+    """Return how many masks an image has.
+
+    Raises:
+        DataError: If they are damaged or of another size.
+    """
+    if file is not None:
+        number, found, whole = glance(file)
+    else:
+        assert results is not None
+        number, found, whole = results.glance(stem)
+    if number and size is not None:
+        require_size(file or f"{stem}", found, whole, size)
+        if how.decode and file is not None:
+            read_proposals(file, size, classes)
+        elif how.decode and results is not None:
+            results.read(stem, size)
+    return number
+
+
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [one for one in folder.iterdir() if one.is_file() and one.name != SETTINGS]
+    others = (SETTINGS, *RESULTS)
+    return [
+        one
+        for one in folder.iterdir()
+        if one.is_file() and one.name not in others and not one.match(LISTS)
+    ]

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from .label_layouts import LAYOUTS, Located, locate, names_of, proposals_of
 from .masks import read_map
-from .proposals import find_proposals, read_fusion, read_proposals
+from .proposals import find_proposals, own_file, read_fusion, read_proposals
+from .results import Results, find_results, open_results
 from .segmented import UNKNOWN, Fusion, Proposals
 
 if TYPE_CHECKING:  # checks of files must not import torch
@@ -38,11 +39,14 @@ class LabelledPixels:
     proposed: Path
     """Folder of the proposals"""
     fusion: Fusion
+    results: Results | None = None
+    """One file with the proposals of all images that have no file of their own"""
 
     @property
     def source(self) -> str:
         """Where its proposals come from."""
-        return f"{self.proposed.parent.name}/{self.proposed.name}"
+        place = self.proposed if self.results is None else self.results.file
+        return str(place.relative_to(place.parents[1]))
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -94,7 +98,10 @@ class LabelledPixels:
             DataError: If there is nothing, or it is damaged or of another size.
         """
         size = self.truth(index).shape
-        file = find_proposals(self.proposed, self.images[index].stem)
+        stem = self.images[index].stem
+        if self.results is not None and own_file(self.proposed, stem) is None:
+            return self.results.read(stem, (size[0], size[1]))
+        file = find_proposals(self.proposed, stem)
         return read_proposals(file, (size[0], size[1]), len(self.classes))
 
 
@@ -115,7 +122,13 @@ def open_labelled(name: str, split: str, root: Path | None) -> LabelledPixels:
         raise DataError(f"{name} needs the directory of its files; add --data ROOT.")
     pixels = open_pixels(name, root.expanduser())
     proposed = proposals_of(name, root.expanduser())
-    return replace(pixels, proposed=proposed, fusion=read_fusion(proposed, pixels.fusion))
+    file = find_results(proposed, name)
+    return replace(
+        pixels,
+        proposed=proposed,
+        fusion=read_fusion(proposed, pixels.fusion),
+        results=open_results(file, [image.stem for image in pixels.images]) if file else None,
+    )
 
 
 def open_pixels(name: str, root: Path) -> LabelledPixels:

@@ -1,8 +1,9 @@
-"""Mask proposals on disk, one file per image, beside the images they are of. Imports no torch.
+"""Mask proposals on disk, a file per image. Imports no torch.
 
 PROPOSALS/NAME.npz    masks (Q, H, W), bool or probabilities; class_logits (Q, C + 1); scores (Q,)
 PROPOSALS/NAME.json   a list of run-length masks, as Segment Anything's generator writes them
 PROPOSALS/NAME.png    a number per instance, 0 for none; colours as in COCO's panoptic maps
+PROPOSALS/results.json     all images in one file (perdure.data.results)
 PROPOSALS/proposals.yaml   how they are used: weight, threshold, expand; all may be left out
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -69,15 +71,20 @@ def find_proposals(folder: Path, name: str) -> Path:
     Raises:
         DataError: If there is none.
     """
-    for ending in ENDINGS:
-        file = folder / f"{name}{ending}"
-        if file.is_file():
-            return file
+    file = own_file(folder, name)
+    if file is not None:
+        return file
     raise DataError(
         f"there are no mask proposals for {name}: none of {', '.join(ENDINGS)} in {folder}. "
         "Write one file per image there (docs/segmentation.md), or let perdure do it: "
         f"perdure propose MODEL PICTURES --out {folder}"
     )
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """Return the file of proposals for an image alone; None without one."""
+    places = (folder / f"{name}{ending}" for ending in ENDINGS)
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_proposals(file: Path, size: tuple[int, int], classes: int) -> Proposals:
@@ -94,7 +101,7 @@ def read_proposals(file: Path, size: tuple[int, int], classes: int) -> Proposals
     if file.suffix == ".npz":
         found = _from_npz(file, classes)
     elif file.suffix == ".json":
-        found = _from_json(file)
+        return as_proposals(_entries(file), str(file), size)
     else:
         found = Proposals(instance_masks(read_map(file, str(file))))
     if len(found.masks):
@@ -103,7 +110,9 @@ def read_proposals(file: Path, size: tuple[int, int], classes: int) -> Proposals
     return found
 
 
-def require_size(file: Path, masks: tuple[int, int], whole: bool, size: tuple[int, int]) -> None:
+def require_size(
+    file: Path | str, masks: tuple[int, int], whole: bool, size: tuple[int, int]
+) -> None:
     """Refuse masks of another image.
 
     Args:
@@ -136,14 +145,18 @@ def glance(file: Path) -> tuple[int, tuple[int, int], bool]:
         shape, kind = _npz_header(file)
         return shape[0], (shape[1], shape[2]), kind in "biu"
     if file.suffix == ".json":
-        entries = _entries(file)
-        sizes = [require_rle(_rle_of(one), f"mask {n} of {file}") for n, one in enumerate(entries)]
-        return len(sizes), sizes[0] if sizes else (0, 0), True
+        return glance_at(_entries(file), str(file))
     try:
         with Image.open(file) as picture:
             return 1, (picture.height, picture.width), True
     except Exception as error:  # pillow's decoders raise whatever they meet
         raise DataError(f"cannot read the proposals {file} ({error}); make it again.") from None
+
+
+def glance_at(entries: Sequence[Any], where: str) -> tuple[int, tuple[int, int], bool]:
+    """As `glance`, of run-length masks that were read."""
+    sizes = [require_rle(_rle_of(one), f"mask {n} of {where}") for n, one in enumerate(entries)]
+    return len(sizes), sizes[0] if sizes else (0, 0), True
 
 
 def _npz_header(file: Path) -> tuple[tuple[int, ...], str]:
@@ -199,7 +212,7 @@ def _unreadable(file: Path, error: Exception) -> str:
     )
 
 
-def _within(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+def _within(file: Path | str, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     wrong = values.dtype.kind not in "fiu" or not np.isfinite(values).all()
     if wrong or (values.size and not 0 <= values.min() <= values.max() <= 1):
         span = "" if wrong else f" from {values.min()} to {values.max()}"
@@ -230,19 +243,30 @@ def _rle_of(entry: Any) -> Any:
     return entry["segmentation"] if inner else entry
 
 
-def _from_json(file: Path) -> Proposals:
+def as_proposals(entries: Sequence[Any], where: str, size: tuple[int, int]) -> Proposals:
+    """Return run-length masks as proposals.
+
+    Args:
+        entries: Masks, or objects with a mask under `segmentation` and how sure it is.
+        where: What errors call them.
+        size: Of the image, (H, W).
+
+    Raises:
+        DataError: If one is damaged, or they are of another image.
+    """
     masks, scores = [], []
-    for number, entry in enumerate(_entries(file)):
-        masks.append(decode_rle(_rle_of(entry), f"mask {number} of {file}"))
+    for number, entry in enumerate(entries):
+        masks.append(decode_rle(_rle_of(entry), f"mask {number} of {where}"))
         certain = [entry[key] for key in _CERTAINTIES if key in entry]
         scores.append(certain[0] if certain else None)
     sizes = {mask.shape for mask in masks}
     if len(sizes) > 1:
-        raise DataError(f"the masks of {file} differ in size: {sorted(sizes)}; make them again.")
+        raise DataError(f"the masks of {where} differ in size: {sorted(sizes)}; make them again.")
     if not masks:
         return Proposals(np.zeros((0, 0, 0), dtype=bool))
+    require_size(where, (masks[0].shape[0], masks[0].shape[1]), True, size)
     numbers = None
     if all(isinstance(score, (int, float)) for score in scores):
         # Predicted overlaps go a little above 1.
-        numbers = _within(file, "score", np.clip(np.array(scores, dtype=np.float64), None, 1))
+        numbers = _within(where, "score", np.clip(np.array(scores, dtype=np.float64), None, 1))
     return Proposals(np.stack(masks), None, numbers)

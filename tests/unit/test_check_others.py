@@ -141,7 +141,7 @@ MAPS = "annotations_detectron2/val"
         ),
         (
             lambda root, base: (root / "proposals/pas20/first.npz").write_bytes(b"PK"),
-            "1 files of proposals cannot be used: first.npz. The first: cannot read the proposals",
+            "proposals that cannot be used: first.npz. The first: cannot read the proposals",
         ),
         (
             lambda root, base: np.savez(root / "proposals/pas20/first.npz", masks=np.ones(3)),
@@ -171,7 +171,7 @@ def test_what_is_only_strange_of_labelled_pixels_is_a_remark(tmp_path: Path) -> 
     found = check(tmp_path)
     assert found.good
     assert f"1 files in {proposals} are proposals for no image of the set: third." in said(found)
-    assert "1 files of proposals hold no mask: second.json." in said(found)
+    assert "1 images have been given no mask: second.json." in said(found)
     assert "1 maps label no pixel at all: second." in said(found)
     shutil.rmtree(tmp_path / "proposals")
     found = check(tmp_path)  # nobody has said that it is going to be scored

@@ -48,7 +48,7 @@ ROWS = [
     "methods.mma methods.promptkd",
     "methods.coop methods.kgcoop",
     "methods.mergetune_learners methods.mergetune",
-    "guard_spec faults",
+    "guard_spec optim_spec faults",
     "recipe optim runtime states run comparison words identities records prediction subjects",
     "embedding",
     "tasks tasks.classify",

@@ -21,7 +21,7 @@ from .data.loading import eval_batches
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
-from .merging import aligned
+from .interpolation import aligned
 from .metrics import Floats, accuracy_barrier, barriers, loss_barrier, nll_rows
 from .prediction import How, Unit, gather, open_suite, select_columns
 from .predictor import Predictor

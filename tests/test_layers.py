@@ -59,7 +59,7 @@ ROWS = [
     "diagnosis.drift diagnosis.pairs diagnosis.watching",
     "kept",
     "loop cached_views evaluation guard work training",
-    "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
+    "merges merges.rules interpolation merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",
     "scoring",

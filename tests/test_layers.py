@@ -78,7 +78,7 @@ ROWS = [
     "theory_report theory_figures cli_theory",
     "cli_alpha",
     "diagnosis.pictures diagnosis.telling cli_diagnose",
-    "cli_segment cli_show cli_tools cli_scores cli_work cli_study cli __main__",
+    "cli_segment cli_show cli_tools cli_scores cli_train cli_eval cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

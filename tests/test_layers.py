@@ -50,7 +50,7 @@ ROWS = [
     "methods.mma methods.promptkd",
     "methods.coop methods.kgcoop",
     "methods.mergetune_learners methods.mergetune",
-    "guard_spec faults",
+    "guard_spec optim_spec faults",
     "recipe optim runtime states run comparison words identities records prediction subjects",
     "embedding",
     "tasks tasks.classify",
@@ -61,7 +61,7 @@ ROWS = [
     "diagnosis.drift diagnosis.pairs diagnosis.watching",
     "kept",
     "loop cached_views evaluation guard work training",
-    "merges merges.rules merges.means merges.vectors merges.kinds merges.members",
+    "merges merges.rules interpolation merges.means merges.vectors merges.kinds merges.members",
     "merges.importance merges.evidence merging sweeping",
     "path ensembles",
     "scoring",
@@ -80,7 +80,7 @@ ROWS = [
     "theory_report theory_figures cli_theory",
     "cli_alpha",
     "diagnosis.pictures diagnosis.telling cli_diagnose",
-    "cli_segment cli_show cli_tools cli_scores cli_work cli_study cli __main__",
+    "cli_segment cli_show cli_tools cli_scores cli_train cli_eval cli_study cli __main__",
 ]
 ORDER = [name for row in ROWS for name in row.split()]
 

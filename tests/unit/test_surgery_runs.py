@@ -19,7 +19,8 @@ from perdure.errors import RunError
 from perdure.evaluation import evaluate
 from perdure.exporting import export_open_clip
 from perdure.groups import _alpha_curve
-from perdure.merging import merge, soup, wise_ft
+from perdure.interpolation import soup, wise_ft
+from perdure.merging import merge
 from perdure.opening import load_student
 from perdure.predicting import predict_files
 from perdure.prediction import How

@@ -27,7 +27,8 @@ from perdure.learner import Learner
 from perdure.loop import steps
 from perdure.method import METHODS, Entry
 from perdure.opening import find_templates, load_student
-from perdure.recipe import OptimSpec, parse_recipe
+from perdure.optim_spec import OptimSpec
+from perdure.recipe import parse_recipe
 from perdure.run import Run
 from perdure.runtime import Runtime
 from perdure.signals import Interrupted

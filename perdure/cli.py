@@ -110,7 +110,8 @@ def _run(arguments: list[str] | None) -> None:
 
 def _drop_output() -> None:
     """Forget what cannot be printed; Python otherwise complains when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    if sys.__stdout__ is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
 
 
 def _end_quietly() -> NoReturn:

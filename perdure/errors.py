@@ -7,7 +7,6 @@ user is a bug.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 
 
 class PerdureError(Exception):
@@ -66,6 +65,8 @@ class DivergedError(PerdureError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return "did you mean 'x'?" for the choice most similar to `name`, or "" if none is close."""
+    from difflib import get_close_matches  # which every start of the program would wait for
+
     known = {choice.lower(): choice for choice in choices}
     found = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return f"did you mean {known[found[0]]!r}?" if found else ""

@@ -32,7 +32,7 @@ PUBLISHED = [
     *(f"base-to-novel/mergetune-{host}" for host in ("coop", "kgcoop", "mma")),
     *(f"base-to-novel/mergetune-{host}-released" for host in ("coop", "kgcoop", "mma", "promptkd")),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
-    *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
+    *("base-to-novel/lora", "coco/lora", "flickr30k/lora", "ovseg/radapter"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,

@@ -79,7 +79,11 @@ def _files(suite: Suite, how: How) -> str:
         if files is None:
             return uuid4().hex
         for file in files:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except OSError:  # opening it says what is wrong
+                digest.update(b"gone\n")
+                continue
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -91,7 +95,7 @@ def files_of(dataset: Any) -> list[Path] | None:
     catalog = getattr(dataset, "catalog", None)
     if catalog is not None:
         return [catalog.root / os.fsdecode(path) for path in catalog.paths]
-    files = getattr(dataset, "files", getattr(dataset, "shards", None))
+    files = getattr(dataset, "files", getattr(dataset, "sources", None))
     return None if files is None else [Path(os.fsdecode(file)) for file in files]
 
 

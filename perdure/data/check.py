@@ -239,7 +239,7 @@ def statistics(catalog: Catalog) -> dict[str, float | int]:
     Of captions the same per picture, and characters instead of classes.
     """
     if catalog.captioned:
-        each = np.bincount(catalog.labels)
+        each = np.unique(catalog.paths, return_counts=True)[1]
         lengths = [len(text) for text in catalog.classes]
         return {
             "captions": len(catalog),

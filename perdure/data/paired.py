@@ -105,6 +105,9 @@ def pair(rows: Dataset, numbers: NDArray[np.int64], texts: NDArray[np.int64]) ->
 
 def picture_numbers(rows: Dataset) -> NDArray[np.int64]:
     """Return which picture each row shows, (R,), counted in the order of their first row."""
+    numbers: NDArray[np.int64] | None = getattr(rows, "pictures", None)
+    if numbers is not None:
+        return numbers
     files: Sequence[Path] | None = getattr(rows, "files", None)
     if files is None:  # published sets count pictures in their labels
         return rows.labels

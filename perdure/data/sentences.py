@@ -95,7 +95,7 @@ def _catalog(name: str, split: str, images: Path, pairs: Pairs, train: int, rest
 
 def pictures_of(catalog: Catalog) -> int:
     """Return the number of different pictures, which known counts of captioned sets count."""
-    return len(np.unique(catalog.labels)) if catalog.captioned else len(catalog)
+    return len(np.unique(catalog.paths)) if catalog.captioned else len(catalog)
 
 
 def _karpathy(file: Path, split: str) -> Pairs:

@@ -13,7 +13,8 @@ from .folders import as_paths
 from .hf_datasets import HF, find_hf
 from .layout import find_own
 from .published import SPLITS, probe
-from .shard_index import WDS, index_shards, split_folders
+from .shard_files import split_folders
+from .shard_index import WDS, index_shards
 
 
 class Survey(NamedTuple):
@@ -99,7 +100,7 @@ def _wds(root: Path) -> Iterator[Catalog]:
             paths=index.keys,
             labels=index.labels,
             classes=index.classes,
-            texts=index.labels if index.captioned else None,
+            texts=index.labels if index.captioned and index.texts is None else index.texts,
             read=index.read,
         )
 

@@ -22,7 +22,7 @@ from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
 from .inputs import places_of
-from .merging import aligned
+from .interpolation import aligned
 from .metrics import Floats, accuracy_barrier, barriers, loss_barrier, nll_rows
 from .prediction import How, Unit, gather, open_suite, select_columns
 from .predictor import Predictor

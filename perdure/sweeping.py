@@ -13,8 +13,8 @@ from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
 from .evaluation import Scores, evaluate_points, warn_of_training
 from .files import read_json, write_json
+from .interpolation import wise_ft
 from .kept import Kept, stamp_of
-from .merging import wise_ft
 from .prediction import How
 from .predictor import Predictor
 from .records import document

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..errors import PerdureError
 from .catalog import Catalog, NotThereError
 from .folders import as_paths
@@ -97,7 +99,11 @@ def _wds(root: Path) -> Iterator[Catalog]:
             name=WDS,
             split=split,
             root=root,
-            paths=index.keys,
+            # Other shards may have the same keys.
+            paths=np.char.add(
+                np.array([f"{one.name}/" for one in index.shards], np.bytes_)[index.places[:, 0]],
+                index.keys,
+            ),
             labels=index.labels,
             classes=index.classes,
             texts=index.labels if index.captioned and index.texts is None else index.texts,

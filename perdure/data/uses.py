@@ -105,6 +105,16 @@ def _retrieval(root: Path | None) -> Suite:
     )
 
 
+def searched(root: Path) -> tuple[str, ...]:
+    """Return the data sets at a root that suite `retrieval` scores, whether or not they are whole.
+
+    Raises:
+        DataError: If there is none and no captions of one's own either.
+    """
+    there = [name for name in SEARCHED if not isinstance(probe(name, "test", root), NotThereError)]
+    return tuple(there) or (_captions_of(root)[0],)
+
+
 def _captions_of(root: Path) -> tuple[str, str, int]:
     """Return kind, split and version of a person's own captioned pictures that are scored."""
     missing = f"suite retrieval finds neither coco nor flickr30k nor captions of your own at {root}"
@@ -205,9 +215,6 @@ SUMMARIES = {
     "vqa": "questions with candidate answers at --data: vqa.json, VQA v2, ScienceQA",
     "retrieval": "captions and pictures at --data: COCO, Flickr30k, or your own",
 }
-
-MEMBERS: dict[str, tuple[str, ...]] = {"retrieval": SEARCHED}
-"""Suite to the data sets that it scores, as far as they are there"""
 
 MAKERS: dict[str, Callable[[Path | None], Suite]] = {
     "retrieval": _retrieval,

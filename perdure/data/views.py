@@ -175,6 +175,9 @@ def picture_numbers(rows: Any) -> NDArray[np.int64]:
         return picture_numbers(rows.whole)[rows.indices]
     if isinstance(rows, Damaged):
         return picture_numbers(rows.whole)
+    numbers: NDArray[np.int64] | None = getattr(rows, "pictures", None)
+    if numbers is not None:
+        return numbers
     files: Sequence[Path] | None = getattr(rows, "files", None)
     if files is None:  # published sets count pictures in their labels
         labels: NDArray[np.int64] = rows.labels

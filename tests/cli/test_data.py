@@ -59,7 +59,7 @@ def test_pictures_that_are_in_no_files_of_their_own(perdure: Perdure, tmp_path: 
     assert [(row["split"], row["pictures"]) for row in rows] == [("test", 1), ("train", 3)]
     assert perdure("data", "sheet", tmp_path / "shards", "--out", "a.png").code == 0
     twice = perdure("data", "check", tmp_path / "shards", "--duplicates", "--set", "wds")
-    assert "pictures are in train and in test: 000000 = 000000" in twice.out
+    assert "pictures are in train and in test: 0.tar/000000 = 0.tar/000000" in twice.out
     shard.write_bytes(shard.read_bytes()[:700])
     assert "is damaged behind" in perdure("data", "check", tmp_path / "shards").out
     rows = {"image": [*layouts.JPEGS, b"?"], "label": ["cat", "dog", "cat", "dog", "cat"]}

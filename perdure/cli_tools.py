@@ -23,7 +23,7 @@ from .console import (
     print_error,
     say,
 )
-from .errors import nearest
+from .errors import nearest, typed
 from .processes import is_main
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ def _export_adapters(
             f"All layers together, Frobenius: {lost.bound:.3g}"
         )
     emit(f"Wrote {out} ({_size(size)}), read back bit for bit; it needs its base model.")
-    emit(f"Next: perdure eval {out}")
+    emit(f"Next: perdure eval {typed(out)}")
 
 
 def doctor(json: Json = False) -> None:

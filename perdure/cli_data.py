@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Json, columns, emit, emit_json, meter
+from .console import Json, columns, emit, emit_json, meter, say
 
 if TYPE_CHECKING:
     from .data.check import Findings
@@ -64,8 +64,10 @@ def check(
     with meter(1) as shown:
         shown.describe(f"{root}: looking at files")
         found = look(root, _wanted(suite, sets, root), decode=decode, duplicates=duplicates)
-        shown.describe(f"{model}: guessing labels")
-        gates = _ask(model, found) if model is not None else []
+        gates = []
+        if model is not None:
+            shown.describe(f"{model}: guessing labels")
+            gates = _ask(model, found)
         shown.advance(1)
     if json:
         emit_json(
@@ -115,6 +117,22 @@ def _ask(model: str, found: Findings) -> list[dict[str, Any]]:
     return asked
 
 
+def _there(found: Findings) -> list[Any]:
+    """Return what can be read, and say what cannot.
+
+    Raises:
+        DataError: If nothing can.
+    """
+    from .errors import DataError
+
+    parts = [part for part in found.parts if part.catalog is not None]
+    if not parts:
+        raise DataError(f"there is nothing to look at: {' '.join(found.faults)}")
+    for fault in found.faults:
+        say(f"Wrong: {fault}")
+    return parts
+
+
 def _row(part: Any) -> dict[str, Any]:
     return {
         "name": part.name,
@@ -135,8 +153,7 @@ def stats(root: Root, sets: Sets = None, json: Json = False) -> None:
     found = look(root, sets)
     rows = [
         {"name": part.name, "split": part.split, **statistics(part.catalog)}
-        for part in found.parts
-        if part.catalog is not None
+        for part in _there(found)
     ]
     if json:
         emit_json(rows)
@@ -159,7 +176,7 @@ def sheet(
     from .looking import sheet_of
 
     found = look(root, sets)
-    catalogs = [part.catalog for part in found.parts if part.catalog is not None]
+    catalogs = [part.catalog for part in _there(found)]
     emit(f"Wrote {sheet_of(catalogs, root, out, per_row)}")
 
 

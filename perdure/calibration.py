@@ -11,7 +11,7 @@ import numpy as np
 from . import __version__, metrics
 from .data.suites import Suite
 from .data.suites import suite as find_suite
-from .errors import DataError, RunError
+from .errors import DataError, RunError, typed
 from .files import read_json, write_json
 from .opening import OWN, task_of
 from .prediction import How, gather, open_validation, stay
@@ -129,7 +129,7 @@ def stored(subject: Subject) -> Calibration | None:
         return None
     path = subject.run / FILE
     record: dict[str, Any] = read_json(path)
-    again = f"make it again with: perdure calibrate {subject.run}"
+    again = f"make it again with: perdure calibrate {typed(subject.run)}"
     if record.pop("format", None) != FORMAT:
         raise RunError(f"{path} has another format than {FORMAT}, the one read here; {again}")
     record.pop("perdure", None)

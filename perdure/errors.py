@@ -7,6 +7,7 @@ user is a bug.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from shlex import quote
 
 
 class PerdureError(Exception):
@@ -61,6 +62,11 @@ class DivergedError(PerdureError):
             f"the loss is not finite at step {self.step} ({values}); every term must be finite. "
             "Lower optim.lr, set optim.clip_norm, or lower the weight of the term that grew."
         )
+
+
+def typed(path: object) -> str:
+    """Return a path as one types it in a shell, for commands that can be copied."""
+    return quote(str(path))
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

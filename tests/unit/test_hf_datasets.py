@@ -257,6 +257,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "one class": ({"image": [png(0), png(1)], "label": ["a", "a"]}, {}, "has one class, 'a'"),
     "two names": ({"image": [png(0), png(1)], "label": ["cat", "Cat"]}, {}, "two classes"),
     "empty label": ({"image": [png(0), png(1)], "label": ["cat", None]}, {}, "row 1: label is em"),
+    "blank label": (
+        {"image": [png(0), png(1), png(2)], "label": ["cat", "dog", " "]},
+        {},
+        "row 2: label is em",
+    ),
     "empty caption": ({"image": [png(0), png(1)], "text": ["x", " "]}, {}, "row 1: text is empty"),
     "two pictures": (
         {"left": TWO, "right": TWO, "label": ["a", "b"]},

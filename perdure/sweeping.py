@@ -13,8 +13,8 @@ from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
 from .evaluation import Scores, evaluate_points, warn_of_training
 from .files import read_json, write_json
+from .interpolation import ends_of_line
 from .kept import Kept, stamp_of
-from .merging import ends_of_line
 from .prediction import How, put
 from .predictor import Predictor
 from .records import document

@@ -13,9 +13,9 @@ from perdure.data.datasets import templates_for
 from perdure.documents import RECIPES, list_recipes
 from perdure.loop import steps
 from perdure.method import METHODS, Context
+from perdure.opening import find_templates
 from perdure.recipe import dump_recipe, load_recipe
 from perdure.runtime import Runtime
-from perdure.training import find_templates
 from perdure.weights import trainable
 from perdure.zoo import random_clip
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import RunError
 from ..identities import identity
-from ..merging import wise_ft
+from ..interpolation import wise_ft
 from ..prediction import How, Unit
 from ..predictor import Predictor
 from ..records import document

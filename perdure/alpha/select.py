@@ -18,7 +18,8 @@ from ..data.suites import Suite
 from ..data.suites import suite as find_suite
 from ..errors import RunError, TaskError, WeightsError, nearest
 from ..files import write_json
-from ..merging import input_of, keep, merge, wise_ft
+from ..interpolation import wise_ft
+from ..merging import input_of, keep, merge
 from ..prediction import How, open_validation
 from ..run import Run
 from ..subjects import Subject, find

@@ -105,6 +105,18 @@ def _retrieval(root: Path | None) -> Suite:
     )
 
 
+def searched(root: Path) -> tuple[str, ...]:
+    """Return the data sets at a root that suite `retrieval` scores, whether or not they are whole.
+
+    Raises:
+        DataError: If there is none and no table of captions either.
+    """
+    there = [name for name in SEARCHED if not isinstance(probe(name, "test", root), NotThereError)]
+    if not there:
+        _own_captions(root)
+    return tuple(there) or ("own",)
+
+
 def _own_captions(root: Path) -> str:
     """Return the split of a person's own captioned pictures that is scored."""
     missing = f"suite retrieval finds neither coco nor flickr30k nor a table of captions at {root}"
@@ -199,9 +211,6 @@ SUMMARIES = {
     "vqa": "questions with candidate answers at --data: vqa.json, VQA v2, ScienceQA",
     "retrieval": "captions and pictures at --data: COCO, Flickr30k, or a table of your own",
 }
-
-MEMBERS: dict[str, tuple[str, ...]] = {"retrieval": SEARCHED}
-"""Suite to the data sets that it scores, as far as they are there"""
 
 MAKERS: dict[str, Callable[[Path | None], Suite]] = {
     "retrieval": _retrieval,

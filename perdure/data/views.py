@@ -158,5 +158,7 @@ def texts_of(dataset: Dataset) -> NDArray[np.int64]:
     """
     if isinstance(dataset, Part):
         return texts_of(dataset.whole)[dataset.indices]
+    if isinstance(dataset, Damaged):
+        return texts_of(dataset.whole)
     texts: NDArray[np.int64] | None = getattr(dataset, "texts", None)
     return dataset.labels if texts is None else texts

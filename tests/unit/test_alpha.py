@@ -23,7 +23,7 @@ from perdure.alpha.select import select_alpha, write_choice
 from perdure.data.datasets import open_dataset
 from perdure.data.suites import SUITES
 from perdure.errors import DataError, RunError, TaskError, WeightsError
-from perdure.merging import wise_ft
+from perdure.interpolation import wise_ft
 from perdure.prediction import How, Unit, open_validation, predict
 from perdure.predictor import Predictor
 from perdure.recipe import load_recipe, parse_recipe

@@ -221,6 +221,8 @@ def _span(clip: nn.Module) -> tuple[int, int]:
     """
     visual: Any = clip.get_submodule("visual")
     trunk = getattr(visual, "trunk", None)
+    first: int | None
+    count: int | None
     if trunk is None:
         rows, columns = visual.grid_size
         first, count, dropping = 1, rows * columns, visual.patch_dropout
@@ -238,7 +240,7 @@ def _span(clip: nn.Module) -> tuple[int, int]:
             f"this image tower ({_kind(clip)}) drops patches while it trains, so mask prompts "
             "would not know where they stand; build it without (patch_dropout: 0)."
         )
-    return int(first), int(count)
+    return first, count
 
 
 def _kind(clip: nn.Module) -> str:

@@ -181,7 +181,7 @@ app.command(
         "perdure eval perdure-tiny --suite emojishift --out runs/zero-shot",
         "perdure eval perdure-tiny runs/flyp --ensemble mean --shares 1,3",
         "perdure eval perdure-tiny runs/flyp --ensemble vrf",
-        "perdure eval runs/regions --suite segmentation --data DIRECTORY",
+        "perdure eval runs/radapter-regions --suite segmentation --data DIRECTORY",
     ),
 )(cli_eval.evaluate)
 app.command(

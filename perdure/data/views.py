@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -143,6 +143,23 @@ def group_names_of(dataset: Any) -> tuple[str, ...]:
     while isinstance(dataset, (Damaged, Part)):
         dataset = dataset.whole
     return tuple(getattr(dataset, "group_names", ()))
+
+
+def with_masks(dataset: Any) -> Any:
+    """Return a data set whose images have their masks as a fourth channel, (4, H, W), 0 or 255.
+
+    Where the images have none, or damage may have moved what is under them, it is the same one.
+    """
+    if isinstance(dataset, (Part, Half)):
+        return replace(dataset, whole=with_masks(dataset.whole))
+    return replace(dataset, masked=True) if hasattr(dataset, "masked") else dataset
+
+
+def channels_of(dataset: Any) -> int:
+    """Return how many channels images have: three, and a fourth where there are masks."""
+    while isinstance(dataset, (Part, Half)):
+        dataset = dataset.whole
+    return 4 if getattr(dataset, "masked", False) else 3
 
 
 def transform_of(dataset: Any) -> Transform:

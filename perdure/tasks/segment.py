@@ -133,7 +133,9 @@ class Segmentation:
         image = self.scenes.image(row)
         whole = full_size(masks, (image.shape[1], image.shape[2]))
         solid = whole if whole.dtype == torch.bool else whole > fusion.threshold
-        regions, valid = region_inputs(image, solid, predictor.preprocess, expand=fusion.expand)
+        regions, valid = region_inputs(
+            image, solid, predictor.preprocess, expand=fusion.expand, masked=predictor.takes_masks
+        )
         proposed = None
         if proposals.class_logits is not None:
             proposed = torch.from_numpy(proposals.class_logits).softmax(1)[:, :-1]

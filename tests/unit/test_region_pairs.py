@@ -83,7 +83,7 @@ WRONG = [
     (({**ONE, "mask": "numbers.png"},), "has mask and box"),
     (({**ONE, "box": [0, 0, 31, 5]},), r"box \[0, 0, 31, 5\]; expected .* 30 x 20"),
     (({**ONE, "box": "all"},), "box 'all'"),
-    (({**ONE, "image": "b.png"},), "cannot read the picture"),
+    (({**ONE, "image": "b.png"},), "is not there"),
     (({"image": "a.png", "noun": "x", "mask": "c.png"},), "the mask of region 1"),
     (({"image": "a.png", "noun": "x", "mask": "a.png"},), "has colours"),
     (({"image": "a.png", "noun": "x", "mask": "numbers.png", "instance": 9},), "is empty"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -16,6 +17,7 @@ from . import (
     cli_data,
     cli_diagnose,
     cli_drift,
+    cli_eval,
     cli_merge,
     cli_paths,
     cli_segment,
@@ -23,7 +25,7 @@ from . import (
     cli_study,
     cli_theory,
     cli_tools,
-    cli_work,
+    cli_train,
     processes,
 )
 from .console import emit, print_error, print_warning
@@ -37,13 +39,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EIO)
+"""Why standard output takes no more; errors of files bear their names"""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors that a user can act on end with 2 and no traceback."""
+    with Termination():
+        run(arguments)
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line where somebody else cares for signals."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of files may hold bytes that are no UTF-8; they are printed as they are.
         sys.stdout.reconfigure(errors="surrogateescape")
-    with Termination(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.showwarning = print_warning if processes.is_main() else _keep_quiet
         _run(None if arguments is None else list(arguments))
 
@@ -67,15 +78,21 @@ def _run(arguments: list[str] | None) -> None:
         sys.exit(128 + int(signal))
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as end:
+        # typer has its own number for a reader that went away, as `head` does.
+        if isinstance(end.__context__, BrokenPipeError):
+            _end_quietly()
+        raise
     except BrokenPipeError:
-        # The reader went away, as `head` does; without this Python complains when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        _end_quietly()
     except OSError as error:
         # What no verb foresees: a name that is too long, a directory that may not be looked into.
-        if error.filename is None:
+        if error.filename is not None:
+            _fail(f"cannot use {error.filename} ({error.strerror}); name another path.")
+        if error.errno not in _FULL:
             raise
-        _fail(f"cannot use {error.filename} ({error.strerror}); name another path.")
+        _drop_output()
+        _fail(f"cannot print ({error.strerror}); free some space or send the output elsewhere.")
     except RuntimeError as error:
         if not processes.has_lost_contact(error):
             raise
@@ -91,9 +108,20 @@ def _run(arguments: list[str] | None) -> None:
         _fail(error.format_message())
 
 
+def _drop_output() -> None:
+    """Forget what cannot be printed; Python otherwise complains when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _end_quietly() -> NoReturn:
+    """End as a tool ends whose reader went away."""
+    _drop_output()
+    sys.exit(141)
+
+
 def _fail(message: str, *, at_once: bool = True) -> NoReturn:
     """Print an error, once for all processes that meet it, and end with 2."""
-    if processes.may_speak(at_once=at_once):
+    if processes.stopped_by() is None and processes.may_speak(at_once=at_once):
         print_error(message)
         processes.tell_launcher(message)
     sys.exit(2)
@@ -143,7 +171,7 @@ app.command(
         "perdure train my-recipe.yaml --out runs/mine --resume",
         "perdure --import my_method train my-recipe.yaml --out runs/mine",
     )
-)(cli_work.train)
+)(cli_train.train)
 app.command(
     "eval",
     epilog=_examples(
@@ -155,7 +183,7 @@ app.command(
         "perdure eval perdure-tiny runs/flyp --ensemble vrf",
         "perdure eval runs/radapter-regions --suite segmentation --data DIRECTORY",
     ),
-)(cli_work.evaluate)
+)(cli_eval.evaluate)
 app.command(
     epilog=_examples(
         "perdure merge wise-ft perdure-tiny runs/flyp --alpha 0.5 --out runs/flyp-half",

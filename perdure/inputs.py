@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,28 @@ def fill(template: str, name: str) -> str:
             "as in 'a photo of a {}'."
         )
     return template.replace("{}", name)
+
+
+def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the place of each name among classes, (C,).
+
+    Two classes may have one name, as two pairs of ImageNet's have: the first of equal names is the
+    first class of that name, the second the second.
+
+    Args:
+        names: All of them among `classes`.
+        classes: What rows or vectors stand for, in their order.
+    """
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(classes):
+        found.setdefault(name, []).append(place)
+    asked: Counter[str] = Counter()
+    places = []
+    for name in names:
+        own = found[name]
+        places.append(own[min(asked[name], len(own) - 1)])
+        asked[name] += 1
+    return places
 
 
 def tokenize_prompts(

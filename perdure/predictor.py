@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import heads, stored, towers
+from . import heads, passes, stored, towers
 from .batch import Pairs
 from .errors import TaskError
 from .inputs import Preprocess, Tokenizer, tokenize_prompts
@@ -183,7 +183,8 @@ class Predictor(nn.Module):
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
-            return towers.score(self.encode_image(images), weight, bias)
+            features = passes.embedded(self.encode_image, self.clip, images)
+            return towers.score(features, weight, bias)
 
         return score
 

@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from types import FrameType
+from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import Any
 
 PATIENCE = 5.0
@@ -20,6 +21,8 @@ PATIENCE = 5.0
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Variable with the file that torchrun quotes when it says which process failed"""
+
+_stopped_by: int | None = None
 
 _LOST = ("gloo", "nccl")
 """What carries messages between processes, and is named where that fails"""
@@ -33,6 +36,11 @@ def world_size() -> int:
 def is_main() -> bool:
     """Return whether this process, of those that were started, writes files and results."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def stopped_by() -> int | None:
+    """Return the signal that `Termination` has met; what fails after it, fails because of it."""
+    return _stopped_by
 
 
 def has_lost_contact(error: RuntimeError) -> bool:
@@ -74,28 +82,56 @@ def tell_launcher(message: str) -> None:
 
 
 class Termination:
-    """Context in which SIGTERM ends the program as Ctrl-C does: tidily, with 143.
+    """Context in which Ctrl-C and SIGTERM end the program tidily: in one line, with 130 or 143.
 
-    Python otherwise dies on the spot, and leaves files behind that were still being written. With
-    several processes nothing is changed: one that waits for another inside torch would not hear.
+    Python otherwise dies of SIGTERM on the spot, and leaves files behind that were still being
+    written. With several processes nothing is changed: one that waits for another inside torch
+    would not hear.
+
+    Args:
+        last: Whether the program ends with the context; signals that come later are ignored, so
+            that a result that is there already is not followed by a failure.
     """
 
-    def __init__(self) -> None:
-        self._before: Any = None
+    def __init__(self, *, last: bool = False) -> None:
+        self._last = last
+        self._before: dict[int, Any] = {}
         self._here = world_size() == 1 and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> None:
-        if self._here:
-            self._before = signal.signal(signal.SIGTERM, _terminate)
+        global _stopped_by
+        _stopped_by = None
+        for number in (signal.SIGINT, signal.SIGTERM) if self._here else ():
+            # A shell starts what it puts into the background with Ctrl-C ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._terminate)
 
-    def __exit__(self, *_: object) -> None:
-        if self._here:
-            signal.signal(signal.SIGTERM, self._before)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_IGN if self._last else handler)
+        # Python remembers that KeyboardInterrupt has left text that it executed, such as what
+        # dataclasses generate, and would in the end die of the signal though it was caught. It
+        # forgets that where it executes another text.
+        exec("")
+        done = error is None or (isinstance(error, SystemExit) and not error.code)
+        # Whatever came of it on its way: imports for example turn errors into others.
+        if _stopped_by is not None and not done:
+            with suppress(OSError):  # who reads it may have been stopped as well
+                print(f"Stopped by {signal.Signals(_stopped_by).name}.", file=sys.stderr)
+            raise SystemExit(128 + _stopped_by) from None
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        global _stopped_by
+        _stopped_by = number
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(2)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)

@@ -13,9 +13,9 @@ from perdure.data.datasets import templates_for
 from perdure.documents import RECIPES, list_recipes
 from perdure.loop import steps
 from perdure.method import METHODS, Context
+from perdure.opening import find_templates
 from perdure.recipe import dump_recipe, load_recipe
 from perdure.runtime import Runtime
-from perdure.training import find_templates
 from perdure.weights import trainable
 from perdure.zoo import random_clip
 from tests.regions_seen import as_seen
@@ -33,7 +33,7 @@ PUBLISHED = [
     *(f"base-to-novel/mergetune-{host}" for host in ("coop", "kgcoop", "mma")),
     *(f"base-to-novel/mergetune-{host}-released" for host in ("coop", "kgcoop", "mma", "promptkd")),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
-    *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
+    *("base-to-novel/lora", "coco/lora", "flickr30k/lora", "ovseg/radapter"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,

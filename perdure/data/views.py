@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -175,5 +177,27 @@ def texts_of(dataset: Dataset) -> NDArray[np.int64]:
     """
     if isinstance(dataset, Part):
         return texts_of(dataset.whole)[dataset.indices]
+    if isinstance(dataset, Damaged):
+        return texts_of(dataset.whole)
     texts: NDArray[np.int64] | None = getattr(dataset, "texts", None)
     return dataset.labels if texts is None else texts
+
+
+def picture_numbers(rows: Any) -> NDArray[np.int64]:
+    """Return which picture each row of captioned data shows, (R,).
+
+    Pictures are counted in the order of their first row; some rows keep the numbers of the whole.
+    """
+    if isinstance(rows, Part):
+        return picture_numbers(rows.whole)[rows.indices]
+    if isinstance(rows, Damaged):
+        return picture_numbers(rows.whole)
+    numbers: NDArray[np.int64] | None = getattr(rows, "pictures", None)
+    if numbers is not None:
+        return numbers
+    files: Sequence[Path] | None = getattr(rows, "files", None)
+    if files is None:  # published sets count pictures in their labels
+        labels: NDArray[np.int64] = rows.labels
+        return labels
+    places: dict[Path, int] = {}
+    return np.array([places.setdefault(file, len(places)) for file in files], dtype=np.int64)

@@ -72,7 +72,7 @@ from perdure.evaluation import evaluate
 from perdure.loop import steps
 from perdure.method import Context, parse_method
 from perdure.prediction import How, open_suite, predict
-from perdure.recipe import OptimSpec
+from perdure.optim_spec import OptimSpec
 from perdure.runtime import Runtime
 from perdure.weights import trainable
 

@@ -17,8 +17,9 @@ from perdure.batch import Batch, Step
 from perdure.learner import Learner
 from perdure.loop import Tick, steps
 from perdure.method import METHODS, Context, parse_method
+from perdure.optim_spec import OptimSpec
 from perdure.predictor import Predictor
-from perdure.recipe import OptimSpec, Recipe, parse_recipe
+from perdure.recipe import Recipe, parse_recipe
 from perdure.run import Run
 from perdure.runtime import Precision, Runtime
 from perdure.training import train

@@ -22,8 +22,8 @@ from perdure.method import Context
 from perdure.methods.flyp import Flyp
 from perdure.methods.radapter import RAdapter
 from perdure.optim import make
+from perdure.optim_spec import OptimSpec
 from perdure.predictor import Predictor
-from perdure.recipe import OptimSpec
 from perdure.runtime import Runtime
 from perdure.surgery.residual import Residual
 from perdure.weights import Snapshot

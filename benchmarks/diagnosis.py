@@ -13,7 +13,7 @@ import torch
 from perdure.loop import steps
 from perdure.recipe import Recipe, load_recipe
 from perdure.runtime import Runtime
-from perdure.training import Work
+from perdure.work import Work
 
 from .speed import ratio, timed
 from .steps import prepare

@@ -23,7 +23,7 @@ from perdure import towers
 from perdure.batch import Batch
 from perdure.inputs import OpenClipTokenizer
 from perdure.method import Context, parse_method
-from perdure.methods.mergetune import RowLearner
+from perdure.methods.mergetune_learners import RowLearner
 from perdure.predictor import Predictor
 from perdure.surgery.slots import contexts
 

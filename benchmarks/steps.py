@@ -12,7 +12,7 @@ from perdure.method import Context
 from perdure.methods.flyp import Flyp
 from perdure.methods.tracer import Tracer
 from perdure.optim import make
-from perdure.recipe import OptimSpec
+from perdure.optim_spec import OptimSpec
 from perdure.runtime import Runtime
 from perdure.towers import checkpoint
 

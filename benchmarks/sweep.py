@@ -27,7 +27,7 @@ from perdure.data import own
 from perdure.data.datasets import open_dataset
 from perdure.data.suites import Suite
 from perdure.data.suites import suite as find_suite
-from perdure.merging import wise_ft
+from perdure.interpolation import wise_ft
 from perdure.prediction import How, Precision, Unit, gather, stay
 from perdure.predictor import Predictor
 from perdure.sweeping import Line, sweep

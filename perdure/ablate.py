@@ -27,7 +27,8 @@ from .runtime import Runtime
 from .subjects import find
 from .sweeping import ends, sweep
 from .tables import Report
-from .training import Progress, Say, Work, train
+from .training import Progress, Say, train
+from .work import Work
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from . import (
     cli_data,
     cli_diagnose,
     cli_drift,
+    cli_eval,
     cli_merge,
     cli_paths,
     cli_segment,
@@ -24,7 +25,7 @@ from . import (
     cli_study,
     cli_theory,
     cli_tools,
-    cli_work,
+    cli_train,
     processes,
 )
 from .console import emit, print_error, print_warning
@@ -170,7 +171,7 @@ app.command(
         "perdure train my-recipe.yaml --out runs/mine --resume",
         "perdure --import my_method train my-recipe.yaml --out runs/mine",
     )
-)(cli_work.train)
+)(cli_train.train)
 app.command(
     "eval",
     epilog=_examples(
@@ -180,9 +181,9 @@ app.command(
         "perdure eval perdure-tiny --suite emojishift --out runs/zero-shot",
         "perdure eval perdure-tiny runs/flyp --ensemble mean --shares 1,3",
         "perdure eval perdure-tiny runs/flyp --ensemble vrf",
-        "perdure eval runs/regions --suite segmentation --data DIRECTORY",
+        "perdure eval runs/radapter-regions --suite segmentation --data DIRECTORY",
     ),
-)(cli_work.evaluate)
+)(cli_eval.evaluate)
 app.command(
     epilog=_examples(
         "perdure merge wise-ft perdure-tiny runs/flyp --alpha 0.5 --out runs/flyp-half",

@@ -10,7 +10,7 @@ import typer
 from .console import Json, columns, emit, emit_json, meter, say
 
 if TYPE_CHECKING:
-    from .data.check import Findings
+    from .data.findings import Findings, Part
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data and mend tables.")
 
@@ -23,6 +23,9 @@ Sets = Annotated[
 ]
 
 
+_HEADER = "data set", "split", "rows", "pictures", "expected", "classes", "missing", "damaged"
+
+
 def _wanted(suite: str | None, sets: list[str] | None, root: Path) -> list[str] | None:
     """Return the data sets that must be there; None for all that are found."""
     if suite is None:
@@ -30,9 +33,10 @@ def _wanted(suite: str | None, sets: list[str] | None, root: Path) -> list[str] 
     from .data import shifts, uses
     from .data.suites import suite as find_suite
 
-    members = shifts.MEMBERS | uses.MEMBERS
-    if suite in members:
-        return [*members[suite], *(sets or ())]
+    if suite == "retrieval":  # scores whichever is there, else a table of one's own
+        return [*uses.searched(root), *(sets or ())]
+    if suite in shifts.MEMBERS:
+        return [*shifts.MEMBERS[suite], *(sets or ())]
     found = find_suite(suite, root)
     return [*dict.fromkeys(split.dataset for split in found.splits), *(sets or ())]
 
@@ -80,9 +84,8 @@ def check(
             }
         )
     else:
-        header = ["data set", "split", "pictures", "expected", "classes", "missing", "damaged"]
         rows = [[str(value) for value in _row(part).values()] for part in found.parts]
-        emit(columns(header, rows, left=2))
+        emit(columns(_HEADER, rows, left=2))
         for gate in gates:
             emit(
                 f"zero-shot, {gate['name']} {gate['split']}: {100 * gate['accuracy']:.1f} % of "
@@ -117,7 +120,7 @@ def _ask(model: str, found: Findings) -> list[dict[str, Any]]:
     return asked
 
 
-def _there(found: Findings) -> list[Any]:
+def _there(found: Findings) -> list[Part]:
     """Return what can be read, and say what cannot.
 
     Raises:
@@ -125,35 +128,34 @@ def _there(found: Findings) -> list[Any]:
     """
     from .errors import DataError
 
-    parts = [part for part in found.parts if part.catalog is not None]
-    if not parts:
+    if not found.parts:
         raise DataError(f"there is nothing to look at: {' '.join(found.faults)}")
     for fault in found.faults:
         say(f"Wrong: {fault}")
-    return parts
+    return found.parts
 
 
 def _row(part: Any) -> dict[str, Any]:
     return {
         "name": part.name,
         "split": part.split,
+        "rows": part.rows,
         "pictures": part.pictures,
         "expected": "" if part.expected is None else part.expected,
-        "classes": part.classes,
+        "classes": "" if part.classes is None else part.classes,
         "missing": len(part.missing),
         "damaged": len(part.damaged),
     }
 
 
 def stats(root: Root, sets: Sets = None, json: Json = False) -> None:
-    """Count pictures per class, and lengths of captions, of every split that is there."""
+    """Count what every split that is there has: per class, caption, pixel, region, question."""
     from .data.check import check as look
     from .data.check import statistics
 
-    found = look(root, sets)
     rows = [
-        {"name": part.name, "split": part.split, **statistics(part.catalog)}
-        for part in _there(found)
+        {"name": part.name, "split": part.split, **statistics(part)}
+        for part in _there(look(root, sets))
     ]
     if json:
         emit_json(rows)
@@ -171,13 +173,16 @@ def sheet(
         int, typer.Option("--columns", metavar="N", min=1, help="Pictures per split.")
     ] = 12,
 ) -> None:
-    """Write one row of pictures per split, to look at with one's own eyes."""
-    from .data.check import check as look
-    from .looking import sheet_of
+    """Write one row of pictures per split, to look at with one's own eyes.
 
-    found = look(root, sets)
-    catalogs = [part.catalog for part in _there(found)]
-    emit(f"Wrote {sheet_of(catalogs, root, out, per_row)}")
+    Labels of pixels are drawn over their pictures, regions are cut out as they are trained on, and
+    questions stand below theirs.
+    """
+    from .data.check import check as look
+    from .sheets import sheet_of
+
+    found = look(root, sets, contents=False)
+    emit(f"Wrote {sheet_of(_there(found), root, out, per_row)}")
 
 
 def compact(

@@ -1,10 +1,10 @@
-"""The verbs around a run: predict, calibrate, export, doctor; and what a dry run prints."""
+"""The verbs around a run: predict, calibrate, export, doctor."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,68 +14,16 @@ from .console import (
     Json,
     Limit,
     Threads,
-    clock,
     columns,
     emit,
     emit_json,
     meter,
     percent,
     print_error,
+    readable_size,
     say,
 )
 from .errors import nearest, typed
-from .processes import is_main
-
-if TYPE_CHECKING:
-    from .preflight import Preflight
-    from .recipe import Recipe
-
-
-def dry_run(plans: list[tuple[Path, Recipe]], *, json: bool) -> None:
-    """Look at the first steps of every planned run and print what they will train and need."""
-    from .preflight import preflight
-
-    main = is_main()  # under torchrun every process takes the steps
-    documents = []
-    for path, recipe in plans:
-        found = preflight(recipe)
-        documents.append({"path": str(path), **found.to_dict()})
-        if main and not json:
-            emit(f"{path}: {found.runtime}\n\n{_about(found)}\n")
-    if main and json:
-        emit_json({"runs": documents})
-    elif main:
-        emit("Nothing was written; without --dry-run the training starts.")
-
-
-def _about(found: Preflight) -> str:
-    rows = [
-        [name, " x ".join(map(str, shape)) or "1", str(count)]
-        for name, shape, count in found.groups()
-    ]
-    zero = [tensor.name for tensor in found.tensors if not tensor.moved]
-    memory = found.memory
-    lines = [
-        columns(["trainable tensor", "shape", "count"], rows),
-        "",
-        f"Trains {found.trainable:,} of {found.parameters:,} numbers in {len(found.tensors)} "
-        f"tensors; each got a gradient in the first {len(found.losses)} steps.",
-        *([f"Gradients that were zero everywhere: {', '.join(zero)}."] if zero else []),
-        f"Memory: weights {_size(memory.weights)}, gradients {_size(memory.gradients)}, optimiser "
-        f"{_size(memory.optimizer)}, snapshots {_size(memory.snapshots)}; together "
-        f"{_size(memory.known)}, and {_size(memory.activations)} of activations for the backward "
-        "pass (run.checkpointing keeps fewer).",
-        *([f"Peak of this {memory.peak_of}: {_size(memory.peak)}."] if memory.peak else []),
-        f"Time: {found.seconds_per_step:.3g} s per step x {found.total_steps} steps"
-        + ("" if found.view_seconds is None else f" + {found.view_seconds:.3g} s for cached views")
-        + f" = {clock(found.seconds)}, without validation.",
-    ]
-    return "\n".join(lines)
-
-
-def _size(number: int) -> str:
-    """Return bytes for people."""
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def predict(
@@ -270,7 +218,7 @@ def _export_adapters(
             "changes by at most the spectral one times the length of its input.\n"
             f"All layers together, Frobenius: {lost.bound:.3g}"
         )
-    emit(f"Wrote {out} ({_size(size)}), read back bit for bit; it needs its base model.")
+    emit(f"Wrote {out} ({readable_size(size)}), read back bit for bit; it needs its base model.")
     emit(f"Next: perdure eval {typed(out)}")
 
 
@@ -296,7 +244,7 @@ def doctor(json: Json = False) -> None:
             ["devices", ", ".join(found.devices)],
             *([name, number or f"not installed; {OPTIONAL[name]}"]
               for name, number in found.extras.items()),
-            *([f"free {place}", _size(free)] for place, free in found.disk.items()),
+            *([f"free {place}", readable_size(free)] for place, free in found.disk.items()),
             *([name, "does NOT load" if spent is None else f"loads and runs ({spent:.2f} s)"]
               for name, spent in found.models.items()),
             *([name, place] for name, place in found.data.items()),

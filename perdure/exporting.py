@@ -14,7 +14,8 @@ from .adapters import read_adapters, write_adapters
 from .compression import Compressed, compress
 from .errors import RunError, WeightsError
 from .files import whole_directory
-from .peft_format import load_with_peft, read_peft, write_peft
+from .peft_format import read_peft, write_peft
+from .peft_library import load_with_peft
 from .predictor import Predictor
 from .records import document
 from .subjects import Subject, find

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +33,17 @@ class Preprocess:
     def normalize(self, images: Tensor, *, fused: bool = False) -> Tensor:
         """Turn images of `size`, uint8 (B, 3, H, W), into floats of about unit variance.
 
+        A fourth channel, a mask, only changes its range: 0 to 255 becomes 0 to 1.
+
         Args:
             images: On any device, where the result is too.
             fused: Multiply and add in place instead of three copies; rounds differently in the
                 last digit.
         """
         pixels = images.float()
-        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        masks = pixels.shape[-3] - 3
+        mean = pixels.new_tensor((*self.mean, *(0.0,) * masks)).view(-1, 1, 1)
+        std = pixels.new_tensor((*self.std, *(1.0,) * masks)).view(-1, 1, 1)
         if fused:
             return pixels.mul_(1 / (255 * std)).sub_(mean / std)
         return (pixels / 255 - mean) / std
@@ -133,6 +138,28 @@ def fill(template: str, name: str) -> str:
             "as in 'a photo of a {}'."
         )
     return template.replace("{}", name)
+
+
+def places_of(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the place of each name among classes, (C,).
+
+    Two classes may have one name, as two pairs of ImageNet's have: the first of equal names is the
+    first class of that name, the second the second.
+
+    Args:
+        names: All of them among `classes`.
+        classes: What rows or vectors stand for, in their order.
+    """
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(classes):
+        found.setdefault(name, []).append(place)
+    asked: Counter[str] = Counter()
+    places = []
+    for name in names:
+        own = found[name]
+        places.append(own[min(asked[name], len(own) - 1)])
+        asked[name] += 1
+    return places
 
 
 def tokenize_prompts(

@@ -83,7 +83,11 @@ def _files(suite: Suite, how: How) -> str:
         digest.update("\n".join(dataset.classes).encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(dataset.labels).tobytes())
         for file in files:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except OSError:  # opening it says what is wrong
+                digest.update(b"gone\n")
+                continue
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -95,7 +99,7 @@ def files_of(dataset: Any) -> list[Path] | None:
     catalog = getattr(dataset, "catalog", None)
     if catalog is not None:
         return [catalog.root / os.fsdecode(path) for path in catalog.paths]
-    files = getattr(dataset, "files", getattr(dataset, "shards", None))
+    files = getattr(dataset, "files", getattr(dataset, "sources", None))
     return None if files is None else [Path(os.fsdecode(file)) for file in files]
 
 

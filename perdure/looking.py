@@ -1,19 +1,15 @@
-"""Look at data with a model, or with one's own eyes, before anything is trained on them."""
+"""Look at data with a model before anything is trained on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .data.catalog import Catalog
 from .data.datasets import open_dataset, templates_for
-from .data.loading import fit
-from .data.sheet import TILE, write_sheet
 from .errors import DataError
 from .prediction import predict, spread
 from .predictor import Predictor
@@ -74,18 +70,3 @@ def gate(
     logits, labels = predict(predictor, dataset, templates, progress=progress)
     accuracy = float(np.mean(logits.argmax(axis=1) == labels))
     return Gate(catalog.name, catalog.split, len(labels), accuracy, 1 / len(dataset.classes))
-
-
-def sheet_of(catalogs: Sequence[Catalog], root: Path, out: Path, columns: int = 12) -> Path:
-    """Write a row of pictures per split, spread over it.
-
-    Raises:
-        DataError: If there is no split, or a picture is damaged.
-        RunError: If the file cannot be written.
-    """
-    rows: dict[str, Tensor] = {}
-    for catalog in catalogs:
-        dataset = spread(open_dataset(catalog.name, catalog.split, root), columns)
-        pictures = [fit(dataset.image(index), TILE, "bicubic") for index in range(len(dataset))]
-        rows[f"{catalog.name} {catalog.split}"] = torch.stack(pictures)
-    return write_sheet(rows, out)

@@ -1,14 +1,14 @@
-"""Models out of models: interpolation with the start (WiSE-FT), soups, and every other merge.
+"""Runs out of runs: every kind of merge, carried out on disk and kept as a run.
 
 All act on all floating-point tensors of the predictor, towers, temperature, statistics of
 normalisation layers and head together. A member without a linear head gets the head of its own
-class features first, so that zero-shot models can be averaged with classifiers.
+class features first. WiSE-FT and soups of predictors in memory are in `interpolation`.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,100 +22,15 @@ from .merges.evidence import Task, choose, measured, needs_images
 from .merges.importance import renew_statistics
 from .merges.kinds import make
 from .merges.means import Soup
-from .merges.members import (
-    Head,
-    fill,
-    opened,
-    other_classes,
-    prepare,
-    require_shared_base,
-    with_same_modules,
-)
+from .merges.members import fill, opened, prepare, require_shared_base
 from .merges.rules import Merger, checked_shares
 from .predictor import Predictor
 from .run import Run, environment, write_model
 from .runtime import Runtime
 from .subjects import Subject, find, sha256_of, tuned_part
-from .weights import lerp, require_same
 
 Progress = Callable[[str, float], None]
 """Called with what is being done, and the share of it that was done since the last call."""
-
-
-def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
-    """Return (1 - alpha) zero-shot + alpha tuned, tower and head together, as a new predictor.
-
-    Equals `zero_shot` at 0 and `tuned` at 1 exactly. Integer tensors come from the nearer end.
-    Modules that were added to the tuned end are folded at full strength, whatever their own alpha:
-    here alpha is their strength. Those that cannot be folded, such as learned contexts, move in a
-    straight line from their start, where they change nothing or as little as they can.
-
-    Args:
-        zero_shot: The start of the fine-tuning.
-        tuned: Its end.
-        alpha: Share of the tuned weights, in [0, 1].
-
-    Raises:
-        SurgeryError: If added modules cannot be weakened.
-        WeightsError: If `alpha` is out of range, or names, shapes or head classes differ. The
-            released code keeps tensors that only one end has and takes those of another shape
-            from the tuned end, which silently merges different models; here both are errors.
-
-    Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903,
-        equation 1.
-    """
-    if not 0.0 <= alpha <= 1.0:
-        raise WeightsError(
-            f"alpha is {alpha}, but must lie in [0, 1]: 0 is zero-shot, 1 the fine-tuned model."
-        )
-    ends = (_plain(zero_shot), _plain(tuned, 1.0))
-    return _average(iter(ends), (1.0 - alpha, alpha), _shared_head(ends))
-
-
-def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) -> Predictor:
-    """Return the weighted mean of several predictors as a new predictor.
-
-    Args:
-        members: At least one, all fine-tuned from the same start; added modules are folded at
-            their own alpha.
-        shares: One number >= 0 per member, of which only the ratios matter; equal by default.
-
-    Raises:
-        WeightsError: If shares do not fit, or names, shapes or head classes differ.
-
-    Source: Wortsman et al. 2022, "Model soups", arXiv 2203.05482 (uniform soup).
-    """
-    parts = checked_shares(shares, len(members))
-    return _average(map(_plain, members), parts, _shared_head(members))
-
-
-def aligned(models: Sequence[Predictor], *, weights: bool = True) -> list[Predictor]:
-    """Return copies of several models between which one can move in a straight line.
-
-    Added modules are folded at their own alpha. A model without a head gets that of its own class
-    features where another has one.
-
-    Args:
-        models: Of one architecture.
-        weights: Whether all weights move: then names and shapes must be equal, and a model without
-            the learned contexts of another gets them at their start. Else classifiers alone move,
-            and every model keeps its own prompts.
-
-    Raises:
-        WeightsError: If names, shapes, head classes or added modules do not fit.
-    """
-    plain = [_plain(model) for model in models]
-    head = _shared_head(plain)
-    copies = [_with_head(model.copy(), head) for model in plain]
-    like = next((copy for copy in copies if copy.surgeries), None)
-    if weights and like is not None:
-        copies = [with_same_modules(copy, like)[0] for copy in copies]
-    for copy in copies[1:]:
-        if copy.classes != copies[0].classes:
-            raise other_classes(copies[0].classes, copy.classes)
-        if weights:
-            require_same(copies[0].state_dict(), copy.state_dict())
-    return copies
 
 
 def merge(
@@ -254,41 +169,6 @@ def keep(merged: Predictor, document: Mapping[str, Any], out: Path | str) -> Run
 def input_of(subject: Subject, predictor: Predictor) -> dict[str, Any]:
     """Return what `merge.yaml` says of an input: where it came from, and its hash."""
     return {**subject.origin(), "sha256": sha256_of(subject, predictor)}
-
-
-def _average(members: Iterator[Predictor], parts: Sequence[float], head: Head | None) -> Predictor:
-    """Average as members arrive: each moves the mean so far by its share of what was seen."""
-    result: Predictor | None = None
-    total = 0.0
-    for member, part in zip(members, parts, strict=True):
-        total += part
-        if result is None:
-            result = _with_head(member.copy(), head)
-            continue
-        if head is not None and member.head is None:
-            member = _with_head(member.copy(), head)
-        result, member = with_same_modules(result, member)
-        if result.classes != member.classes:
-            raise other_classes(result.classes, member.classes)
-        blended = lerp(result.state_dict(), member.state_dict(), part / total if total else 0.0)
-        result.load_state_dict(blended)
-    assert result is not None
-    return result
-
-
-def _plain(member: Predictor, alpha: float | None = None) -> Predictor:
-    return member.fold(alpha) if member.surgeries else member
-
-
-def _with_head(member: Predictor, head: Head | None) -> Predictor:
-    """Give a member without a head the zero-shot head of the others' classes, in place."""
-    if head is not None and member.head is None:
-        member.set_head(*head)
-    return member
-
-
-def _shared_head(members: Iterable[Predictor]) -> Head | None:
-    return next(((one.classes, one.templates) for one in members if one.head is not None), None)
 
 
 def _keep_one(subjects: Sequence[Subject], out: Path, options: Mapping[str, Any]) -> Run:

@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from .errors import TaskError
 from .learner import Learner
-from .recipe import OptimSpec
+from .optim_spec import OptimSpec
 
 Schedule = Callable[[int], float]
 """Number of the optimiser step, counting from 1, to the factor, in [0, 1], on every base rate."""

@@ -21,7 +21,8 @@ from .data.loading import eval_batches
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
-from .merging import aligned
+from .inputs import places_of
+from .interpolation import aligned
 from .metrics import Floats, accuracy_barrier, barriers, loss_barrier, nll_rows
 from .prediction import How, Unit, gather, open_suite, select_columns
 from .predictor import Predictor
@@ -236,7 +237,7 @@ class _End(NamedTuple):
     def of(cls, model: Predictor, unit: Unit, *, raw: bool) -> _End:
         head = model.head
         if head is not None and set(unit.names) <= set(model.classes):
-            columns = [model.classes.index(name) for name in unit.names]
+            columns = places_of(unit.names, model.classes)
             rows = head.weight[columns]
             return cls(rows, head.bias[columns], rows, model.scale)
         prompts = model.prompts(unit.names, unit.templates)

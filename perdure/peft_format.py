@@ -1,19 +1,16 @@
 """Folders of the peft library: low-rank updates out of perdure and into it.
 
 The library wraps nn.MultiheadAttention with the update of the joint matrix of queries, keys and
-values, and puts the update of the output matrix one level below: `base_layer.out_proj`. Its
-versions up to 0.21.2 add that one twice, in training and in merging alike
-(https://github.com/huggingface/peft/pull/3774). How often the installed one does is measured, and
-factors are written and read so that perdure and this version of peft compute the same.
+values, and puts the update of the output matrix one level below: `base_layer.out_proj`. How often
+the installed version adds that one is measured (`peft_library`), and factors are written and read
+so that perdure and this version of peft compute the same.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,8 @@ from torch import Tensor, nn
 
 from .adapters import base_record, fill, open_base, require_base
 from .errors import SurgeryError, WeightsError
-from .extras import require
 from .files import read_json, whole_directory, write_json
+from .peft_library import measure_peft
 from .predictor import Predictor
 from .surgery.low_rank import CHILD, TARGETS, LowRank, Target, own_weight
 from .surgery.sites import Tower
@@ -159,49 +156,6 @@ def read_peft(path: Path, base: Predictor | None = None) -> Predictor:
     return base.eval()
 
 
-def load_with_peft(clip: nn.Module, path: Path) -> nn.Module:
-    """Let the peft library itself put a folder on a model, in evaluation mode.
-
-    Args:
-        clip: Plain; peft changes it.
-        path: The folder.
-
-    Raises:
-        DependencyError: If the library is not installed.
-        WeightsError: If it cannot read the folder.
-    """
-    peft = _peft()
-    try:
-        model: nn.Module = peft.PeftModel.from_pretrained(clip, str(path))
-    except Exception as error:  # json, torch, safetensors and peft itself each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise WeightsError(f"peft cannot load {path} ({reason}).") from error
-    return model.eval()
-
-
-@cache
-def measure_peft() -> tuple[str, float]:
-    """Return the version of peft, and how often it adds the update of attention's output matrix.
-
-    Raises:
-        DependencyError: If the library is not installed.
-    """
-    peft = _peft()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft finds merging twice strange, too
-        probe = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 1)})
-        before = probe["attention"].get_parameter("out_proj.weight").detach().clone()
-        config = peft.LoraConfig(
-            r=1, lora_alpha=1, target_modules=["attention"], init_lora_weights=False
-        )
-        model = peft.get_peft_model(probe, config)
-        layer = model.base_model.model["attention"].base_layer.out_proj
-        update = layer.get_delta_weight("default").detach().clone()
-        after = model.merge_and_unload()["attention"].out_proj.weight.detach()
-    times = float(((after - before) * update).sum() / update.square().sum())
-    return str(peft.__version__), float(round(times))
-
-
 def _times(path: Path) -> float:
     """Return how often an update of attention's output matrix counts in a folder."""
     if (path / _BASE).is_file():
@@ -210,13 +164,6 @@ def _times(path: Path) -> float:
             return float(times)
         raise WeightsError(f"{path / _BASE} has no out_proj_times; remove it, or restore it.")
     return measure_peft()[1]
-
-
-def _peft() -> Any:
-    require("peft", "a folder of the peft library")
-    import peft
-
-    return peft
 
 
 def _attention_around(clip: nn.Module, layer: str) -> str | None:

@@ -20,10 +20,10 @@ from .data.folders import PICTURES
 from .data.own import open_picture, unlabelled
 from .errors import DataError, TaskError
 from .inputs import fill
+from .opening import find_templates
 from .prediction import How, Unit, gather, stay
 from .recipe import DataSpec
 from .subjects import Subject, find, trained_on
-from .training import find_templates
 
 PLAIN = ("a photo of a {}.",)
 """Prompts where neither the user nor the run names any"""

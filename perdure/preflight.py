@@ -22,7 +22,7 @@ from .learner import Learner
 from .loop import Tick, steps
 from .recipe import Recipe
 from .runtime import Runtime
-from .training import Work
+from .work import Work
 
 STEPS = 2
 """Optimiser steps that are taken; terms of distillation are often zero at the first"""

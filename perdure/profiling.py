@@ -27,7 +27,7 @@ from .method import METHODS, register
 from .preflight import peak_memory
 from .recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from .runtime import Runtime
-from .training import Work
+from .work import Work
 
 WARM_UP = 2
 """Steps before the clock starts: allocations, first uses of kernels, terms that begin at step 2"""

@@ -14,11 +14,8 @@ from .documents import Table, find_recipe, override, read_document
 from .errors import RecipeError
 from .faults import explain
 from .guard_spec import GuardSpec
-from .method import AsIs, Method, parse_method
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from .method import AsIs, Count, Method, parse_method
+from .optim_spec import OptimSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,70 +83,6 @@ class DataSpec(_Table):
                 f"views is {self.views}, but augment is 'none', so that all views of an image are "
                 "equal; views: 1 does the same"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSpec(_Table):
-    """Optimiser and schedule, in optimiser steps."""
-
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: Positive
-    head_lr: Positive | None = None
-    """Rate of the linear head; None for `lr`"""
-    weight_decay: NonNegative = 0.0
-    """Towards zero, not towards the pre-trained weights"""
-    decay: Literal["all", "matrices"] = "all"
-    """"matrices" spares biases, gains and all else with fewer than two dimensions"""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Of AdamW"""
-    eps: Positive = 1e-8
-    """Of AdamW"""
-    momentum: NonNegative = 0.9
-    """Of SGD"""
-    batch_size: Count
-    """Global, over all processes"""
-    epochs: Count | None = None
-    steps: Count | None = None
-    """Length in optimiser steps, instead of epochs"""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the run in which the rate rises"""
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps in which the rate rises, instead of a share"""
-    schedule: Literal["cosine", "constant", "cosine-epochs"] = "cosine"
-    """How the rate goes on after the warm-up: along half a cosine to 0, or as it is.
-    "cosine-epochs" changes it between epochs only, as published recipes of prompt learners do"""
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    """First epochs of "cosine-epochs" that are run at `warmup_lr`"""
-    warmup_lr: Positive = 1e-5
-    """Constant rate in the warm-up of "cosine-epochs" schedules"""
-    clip_norm: Positive | None = None
-    """Largest norm of the (unscaled) gradient; None, as published by TRACER, does not clip"""
-
-    def __post_init__(self) -> None:
-        """Refuse two answers, or none, to one question."""
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either epochs or steps")
-        if self.warmup and self.warmup_steps is not None:
-            raise ValueError("give warmup (a share) or warmup_steps, not both")
-        if self.schedule == "cosine-epochs":
-            if self.epochs is None:
-                raise ValueError("schedule is 'cosine-epochs', which needs epochs and not steps")
-            if self.warmup or self.warmup_steps:
-                raise ValueError("schedule is 'cosine-epochs', whose warm-up is warmup_epochs")
-        elif self.warmup_epochs:
-            raise ValueError(
-                "warmup_epochs belongs to the schedule 'cosine-epochs'; use warmup or warmup_steps"
-            )
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Return the length of the run in optimiser steps."""
-        return self.steps if self.steps is not None else (self.epochs or 1) * steps_per_epoch
-
-    def warmup_length(self, total_steps: int) -> int:
-        """Return the number of steps in which the rate rises."""
-        if self.warmup_steps is not None:
-            return self.warmup_steps
-        return round(self.warmup * total_steps)
 
 
 @dataclass(frozen=True, kw_only=True)

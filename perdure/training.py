@@ -1,40 +1,26 @@
-"""Carry out a recipe: build everything it names, train, save, validate, deliver."""
+"""Carry out a recipe: train, save, validate, deliver."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from . import optim, towers, zoo
-from .cached_views import embed_views, require_fixed, reuse, tell
-from .data.datasets import Dataset, is_of_sentences
-from .data.loading import Loader, alive_workers
-from .diagnosis.watching import Watch, watch
+from .cached_views import embed_views, reuse, tell
+from .data.loading import alive_workers
 from .errors import DataError, DivergedError
 from .files import finite
-from .guard import Guard
-from .learner import Learner
-from .loop import Tick as Tick
-from .loop import steps as steps
-from .method import Context
-from .opening import all_classes, open_split, open_validated
-from .opening import find_templates as find_templates
-from .opening import load_student as load_student
-from .optim import Schedule
-from .prediction import predict
+from .loop import Tick, steps
 from .recipe import Recipe
 from .run import Run
 from .runtime import Runtime
 from .signals import Interrupted, StopRequest
+from .work import Work
 
 Progress = Callable[[Tick, int], None]
 """Called after every step with the number of all steps."""
@@ -112,122 +98,6 @@ def train(
     finally:
         runtime.close()
     return run
-
-
-@dataclass
-class Work:
-    """A recipe with everything built that it names."""
-
-    recipe: Recipe
-    runtime: Runtime
-    learner: Learner
-    loader: Loader
-    optimizer: Optimizer
-    schedule: Schedule
-    total: int
-    validation: dict[str, Dataset]
-    templates: tuple[str, ...]
-    guard: Guard | None = None
-    watch: Watch | None = None
-    """What `diagnose` asks for, on the main process"""
-
-    @classmethod
-    def prepare(cls, recipe: Recipe, runtime: Runtime) -> Work:
-        """Build everything, and write nothing; raises as `train` does."""
-        data, spec = recipe.data, recipe.optim
-        torch.manual_seed(recipe.seed)  # methods may draw first weights
-        dataset = open_split(data, data.split, recipe.seed)
-        templates = find_templates(data)
-        classes = () if dataset.captioned else dataset.classes
-        student = load_student(recipe.model, recipe.seed, classes)
-        sentences = dataset.captioned and is_of_sentences(data.name)
-        loader = Loader(
-            dataset,
-            student.preprocess,
-            student.tokenizer,
-            ("{}",) if sentences else templates,
-            batch_size=spec.batch_size,
-            seed=recipe.seed,
-            augment=data.augment,
-            workers=recipe.run.workers,
-            trim=student.trim,
-            device=runtime.device,
-            rank=runtime.rank,
-            world_size=runtime.world_size,
-            cut=sentences,
-            views=data.views,
-        )
-        total = spec.total_steps(loader.steps_per_epoch)
-        context = Context(
-            total,
-            classes,
-            templates,
-            lambda: zoo.load(recipe.model.name, recipe.model.weights),
-            recipe.seed,
-            lambda: all_classes(data, recipe.seed),
-        )
-        learner = recipe.method.build(student, context).to(runtime.device).train()
-        require_fixed(learner, data.views)
-        if recipe.run.checkpointing:
-            towers.checkpoint(learner.student.clip)
-        optimizer, schedule = optim.make(learner, spec, total)
-        validation = {n: open_validated(data, n, recipe.seed) for n in recipe.validate.splits}
-        guard = Guard.of(recipe, runtime)
-        watching = None
-        if recipe.diagnose is not None and runtime.is_main:
-            prompts = ("{}",) if sentences else templates
-            watching = watch(recipe, learner, context.zeroshot(), dataset, prompts, validation)
-        return cls(
-            recipe, runtime, learner, loader, optimizer, schedule, total, validation, templates,
-            guard, watching,
-        )  # fmt: skip
-
-    def logs(self, step: int) -> bool:
-        """Return whether the log gets a line after this step."""
-        return step % self.recipe.run.log_every == 0 or step in (1, self.total)
-
-    def saves(self, step: int) -> bool:
-        """Return whether a resumable state is written after this step."""
-        run = self.recipe.run
-        return run.keep if step == self.total else step % run.save_every == 0
-
-    def validates(self, step: int) -> bool:
-        """Return whether validation follows this step."""
-        every = self.recipe.validate.every or self.loader.steps_per_epoch
-        return bool(self.validation) and (step % every == 0 or step == self.total)
-
-    def looks(self, step: int) -> bool:
-        """Return whether the guard looks after this step."""
-        if self.guard is None or self.validation:
-            return self.guard is not None and self.validates(step)
-        every = self.guard.spec.every or self.loader.steps_per_epoch
-        return step % every == 0 or step == self.total
-
-    def diagnoses(self, step: int) -> bool:
-        """Return whether what has changed since the start is looked at after this step."""
-        spec = self.recipe.diagnose
-        return spec is not None and (step % spec.every == 0 or step == self.total)
-
-    def reads(self, step: int) -> bool:
-        """Return whether anybody needs the values of this step."""
-        asks = (self.logs, self.saves, self.validates, self.looks, self.diagnoses)
-        return any(wants(step) for wants in asks)
-
-    def begin_guard(self, run: Run) -> str | None:
-        """Let the guard of a new run measure before training; None where there is none."""
-        if self.guard is None or (run.path.exists() and "guard" in run.status()):
-            return None
-        model = self.recipe.model
-        return self.guard.begin(self.learner, lambda: zoo.load(model.name, model.weights))
-
-    def validate(self) -> dict[str, float]:
-        """Return the accuracy of what the learner would deliver now, per validation split."""
-        predictor = self.learner.export().eval()
-        accuracies = {}
-        for name, dataset in self.validation.items():
-            logits, labels = predict(predictor, dataset, self.templates, runtime=self.runtime)
-            accuracies[name] = float(np.mean(logits.argmax(axis=1) == labels))
-        return accuracies
 
 
 def _carry_out(work: Work, run: Run, progress: Progress | None, say: Say) -> bool:

@@ -11,7 +11,7 @@ from perdure import zoo
 from perdure.batch import Batch, Step
 from perdure.learner import Learner
 from perdure.method import Context, parse_method
-from perdure.methods.mergetune import MergeTuneLearner
+from perdure.methods.mergetune_learners import MergeTuneLearner
 from perdure.predictor import Predictor
 from perdure.weights import trainable
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import RunError, WeightsError
 from ..inputs import Preprocess
-from ..merging import wise_ft
+from ..interpolation import wise_ft
 from ..predictor import Predictor
 from ..run import Run
 from .rules import entropies, entropy_shares, nearest_centre

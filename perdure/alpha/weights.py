@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..mixing import stock_share as stock_share
+from ..task_vectors import stock_share as stock_share
 from ..weights import Weights
 
 Floats = NDArray[np.float64]

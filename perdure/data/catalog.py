@@ -48,6 +48,8 @@ class Catalog:
     read: Callable[[int], bytes] | None = None
     """From a row to its picture's content, where pictures are in no files of their own, and `paths`
     only say which is meant"""
+    silent: tuple[str, ...] = ()
+    """Paths of pictures that lists name without a caption; they are no rows"""
     proved: bool = False
     """Whether `expected` was counted on a real copy, not only written somewhere"""
 

@@ -7,13 +7,14 @@ sorted folders (or of the numbers that are labels). `templates.txt` holds one pr
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ..errors import DataError, nearest
-from .tables import read_lines
+from .tables import Row, Table, read_lines
 
 _SHOWN = 10
 """Names that an error repeats"""
@@ -36,6 +37,18 @@ class Names:
         found = {name: index for index, name in enumerate(self.readable)}
         return found | {key: index for index, key in enumerate(self.keys)}
 
+    @cached_property
+    def _twice(self) -> frozenset[str]:
+        """Names of two classes, which are no keys."""
+        often = Counter(self.readable)
+        return frozenset(name for name, count in often.items() if count > 1) - set(self.keys)
+
+    @cached_property
+    def _counted(self) -> bool:
+        """Whether a number that is no key is the place of a class."""
+        every = tuple(str(place) for place in range(len(self.keys)))
+        return self.keys == every or not any(map(_is_number, self.keys))
+
     def find(self, text: str, where: str) -> int:
         """Return the class of a folder's name or a label: a key, a name or a number.
 
@@ -47,9 +60,14 @@ class Names:
             DataError: If it is none of the classes, or a number out of range.
         """
         if text in self.places:
+            if text in self._twice:
+                raise DataError(
+                    f"{where}: two classes of {self.origin} are called {text!r}, so the name alone "
+                    "says nothing; write the number of the label as well, in a column label_idx."
+                )
             return self.places[text]
         count = len(self.readable)
-        if _is_number(text) and not any(map(_is_number, self.keys)):
+        if _is_number(text) and self._counted:
             if 0 <= int(text) < count:
                 return int(text)
             raise DataError(
@@ -63,18 +81,25 @@ class Names:
         )
 
 
-def read_names(file: Path, found: Sequence[str], source: Path) -> Names:
+def read_names(
+    file: Path, found: Sequence[str], source: Path, known: Mapping[str, str] | None = None
+) -> Names:
     """Return the classes of a task.
 
     Args:
         file: `classes.txt`; need not exist.
         found: Folder names or labels of the training data, sorted, no two equal.
         source: The training data, a directory or a table.
+        known: Names that the data themselves have for the numbers that are `found`; the file's go
+            before them.
 
     Raises:
-        DataError: If names are missing, stand twice, or say nothing about a picture.
+        DataError: If names are missing or say nothing about a picture, or two classes have one
+            name and no numbers that tell them apart.
     """
     lines = _lines(file)
+    if lines is None and known:
+        return _unique(Names(tuple(found), tuple(_words(known[key]) for key in found), str(source)))
     if lines is None:
         if all(map(_is_number, found)):
             raise DataError(
@@ -90,6 +115,9 @@ def read_names(file: Path, found: Sequence[str], source: Path) -> Names:
     names = tuple(line for _, line in lines)
     if set(names) == set(found):
         return _unique(Names(names, tuple(map(_words, names)), str(file)))
+    if not source.is_dir() and all(map(_is_number, found)):
+        keys = found if known and len(found) == len(names) else map(str, range(len(names)))
+        return _unique(Names(tuple(keys), names, str(file)))
     if not source.is_dir():
         return _unique(Names(names, names, str(file)))
     if len(names) != len(found):
@@ -99,6 +127,29 @@ def read_names(file: Path, found: Sequence[str], source: Path) -> Names:
             "folders, or 'folder<TAB>name'."
         )
     return _unique(Names(tuple(found), names, str(file)))
+
+
+def names_of_numbers(
+    table: Table, rows: Iterable[Row], known: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return what the numbers of labels are called; nothing where rows have no numbers.
+
+    Args:
+        table: Of the rows, for errors.
+        rows: Some of it.
+        known: What other rows say.
+
+    Raises:
+        DataError: If a number has two names.
+    """
+    found = dict(known or {})
+    for row in rows:
+        if row.number and found.setdefault(row.number, row.text) != row.text:
+            raise DataError(
+                f"{table.at(row)}: label {row.number} is {row.text!r} here and "
+                f"{found[row.number]!r} before; a label has one name. Mend the table."
+            )
+    return found
 
 
 def read_templates(file: Path) -> tuple[str, ...] | None:
@@ -120,7 +171,7 @@ def read_templates(file: Path) -> tuple[str, ...] | None:
     return tuple(line for _, line in lines)
 
 
-def read_list(file: Path, what: str) -> tuple[str, ...]:
+def read_list(file: Path, what: str, *, repeated: bool = False) -> tuple[str, ...]:
     """Read class names or templates that somebody lists, whatever their data are.
 
     Args:
@@ -128,6 +179,7 @@ def read_list(file: Path, what: str) -> tuple[str, ...]:
             or JSON: a list of texts, or an object that holds one under `what`, such as
             model/classes.json of a run.
         what: "classes" or "templates".
+        repeated: Whether a text may stand twice, because its place tells which is meant.
 
     Raises:
         DataError: If it cannot be read, is empty, or a text stands twice.
@@ -140,7 +192,7 @@ def read_list(file: Path, what: str) -> tuple[str, ...]:
         texts = list(_pairs(file, lines).readable) if tabs else [line for _, line in lines]
     texts = [text.strip() for text in texts if text.strip()]
     twice = sorted({text for text in texts if texts.count(text) > 1})
-    if not texts or twice:
+    if not texts or (twice and not repeated):
         fault = f"names {', '.join(map(repr, twice[:3]))} more than once" if twice else "is empty"
         raise DataError(f"the file of {what} {file} {fault}; write each of them on its own line.")
     return tuple(texts)
@@ -177,9 +229,16 @@ def _pairs(file: Path, lines: Sequence[tuple[int, str]]) -> Names:
 
 
 def _unique(names: Names) -> Names:
-    """Refuse two equal names; letters of either case are equal to most vocabularies."""
+    """Refuse two equal names; letters of either case are equal to most vocabularies.
+
+    Classes that have numbers are told apart by these, as ImageNet's, of which two pairs share a
+    name.
+    """
+    numbered = all(map(_is_number, names.keys))
     for what, values in (("key", names.keys), ("name", names.readable)):
         seen: dict[str, str] = {}
+        if what == "name" and numbered:
+            break
         for value in values:
             plain = value if what == "key" else value.lower()
             if plain in seen:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from ..errors import DataError
 from ..files import whole_file
 from .prompts import SETS
-from .tables import CAPTIONS, LABELS, PATHS, sniff
+from .tables import CAPTIONS, LABELS, PATHS, number_column, sniff
 
 
 class Compacted(NamedTuple):
@@ -34,8 +34,9 @@ class Compacted(NamedTuple):
 def compact(source: Path, out: Path, progress: Callable[[int], None] | None = None) -> Compacted:
     """Write a table `filepath,label` with every picture of another table once.
 
-    Memory grows with the pictures, not with the rows. Labels are those of a column of labels; where
-    there is none, what stays of the titles when the words of a known prompt are taken away.
+    Memory grows with the pictures, not with the rows. Labels are those of a column of labels, with
+    the numbers beside them if there are any (`filepath,label_idx,label_name`); where there is
+    neither, what stays of the titles when the words of a known prompt are taken away.
 
     Args:
         source: Table in any of FLYP's, TRACER's or R-Adapter's forms, comma or tab separated.
@@ -47,13 +48,19 @@ def compact(source: Path, out: Path, progress: Callable[[int], None] | None = No
         RunError: If the file cannot be written.
     """
     labels: dict[str, str | frozenset[str]] = {}
+    numbers: dict[str, str] = {}
     rows = 0
     read: Callable[[str], str | frozenset[str]] | None = None
-    for line, path, text, titled in _rows(source):
+    for line, path, text, titled, number in _rows(source):
         rows += 1
         if progress is not None and rows % 10_000 == 0:
             progress(10_000)
         read = read or (_names_in if titled else str)
+        if number and numbers.setdefault(path, number) != number:
+            raise DataError(
+                f"{source}, line {line}: {path} has label {number} here and {numbers[path]} "
+                "before; a picture has one label."
+            )
         found, before = read(text), labels.get(path)
         if isinstance(found, frozenset):
             found = found & before if isinstance(before, frozenset) else found
@@ -76,14 +83,18 @@ def compact(source: Path, out: Path, progress: Callable[[int], None] | None = No
         temporary.open("w", encoding="utf-8", newline="") as stream,
     ):
         writer = csv.writer(stream)
-        writer.writerow(("filepath", "label"))
+        writer.writerow(("filepath", *(("label_idx", "label_name") if numbers else ("label",))))
         for path, label in final.items():
-            writer.writerow((_moved(path, source.parent, out.parent), label))
-    return Compacted(rows, len(final), len(set(final.values())))
+            own = (numbers[path], label) if numbers else (label,)
+            writer.writerow((_moved(path, source.parent, out.parent), *own))
+    return Compacted(rows, len(final), len(set((numbers or final).values())))
 
 
-def _rows(source: Path) -> Iterator[tuple[int, str, str, bool]]:
-    """Yield line, path, label or title, and whether it is a title; reads a row at a time."""
+def _rows(source: Path) -> Iterator[tuple[int, str, str, bool, str]]:
+    """Yield line, path, label or title, whether it is a title, and the label's number, if any.
+
+    Reads a row at a time.
+    """
     try:
         stream = source.open(encoding="utf-8-sig", newline="")
     except OSError as error:
@@ -98,20 +109,29 @@ def _rows(source: Path) -> Iterator[tuple[int, str, str, bool]]:
             where = _first(header, PATHS)
             label, title = _first(header, LABELS), _first(header, CAPTIONS)
             what = title if label is None else label
+            number = number_column(header, label)
             if where is None or what is None:
                 raise DataError(
                     f"{source} has the columns {', '.join(header)}; one of {', '.join(PATHS)} and "
                     f"one of {', '.join((*LABELS, *CAPTIONS))} are needed."
                 )
-            for number, values in enumerate(csv.reader(stream, delimiter=separator), start=2):
+            for line, values in enumerate(csv.reader(stream, delimiter=separator), start=2):
                 if len(values) != len(header):
                     if not values:
                         continue
                     raise DataError(
-                        f"{source}, line {number}: {len(values)} values, but the header has "
+                        f"{source}, line {line}: {len(values)} values, but the header has "
                         f"{len(header)}."
                     )
-                yield number, values[where].strip(), values[what].strip(), label is None
+                if number is not None and line == 2 and not values[number].strip().isdecimal():
+                    number = None  # something else
+                said = "" if number is None else values[number].strip()
+                if number is not None and not said.isdecimal():
+                    raise DataError(
+                        f"{source}, line {line}: {header[number]} is {said!r}; in the rows before "
+                        "it is the number of the label. Mend the table."
+                    )
+                yield line, values[where].strip(), values[what].strip(), label is None, said
         except UnicodeDecodeError:
             raise DataError(f"{source} is not UTF-8 text; save it as UTF-8.") from None
         except csv.Error as error:

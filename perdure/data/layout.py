@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
-from .class_names import Names, read_names, read_templates
+from .class_names import Names, names_of_numbers, read_names, read_templates
 from .folders import as_paths, class_folders, entries, may_be_split, pictures
 from .tables import TABLES, Row, Table, read_table
 
@@ -100,13 +100,21 @@ class Own:
         else:
             rows = self._rows(self.splits[0])[1]
             found = sorted({row.text for row in rows})
-        names = read_names(self.beside / "classes.txt", found, source)
+            found = sorted(self.numbered, key=int) or found
+        names = read_names(self.beside / "classes.txt", found, source, self.numbered)
         if len(names.readable) < 2:
             raise DataError(
                 f"{source} has one class, {names.readable[0]!r}; a task needs two or more. Classes "
                 "are the folders right below it, or the values of the column of labels."
             )
         return names
+
+    @cached_property
+    def numbered(self) -> dict[str, str]:
+        """From the number of a label to its name, where the first split has both; else empty."""
+        if self.parts.get(self.splits[0], self.root).is_dir():
+            return {}
+        return names_of_numbers(*self._rows(self.splits[0]))
 
     @property
     def templates(self) -> tuple[str, ...] | None:
@@ -172,7 +180,13 @@ class Own:
             labels = [places[row.text] for row in rows]
         else:
             classes = self.names.readable
-            labels = [self.names.find(row.text, table.at(row)) for row in rows]
+            if split != "train":  # tables with a row per prompt repeat their pictures
+                rows = list({(row.path, row.text, row.number): row for row in rows}.values())
+            numbered = bool(self.numbered and names_of_numbers(table, rows, self.numbered))
+            said = ((numbered and row.number) or row.text for row in rows)
+            labels = [
+                self.names.find(text, table.at(row)) for text, row in zip(said, rows, strict=True)
+            ]
         files = as_paths([os.path.join(table.file.parent, row.path) for row in rows])
         gone = [index for index, file in enumerate(files.tolist()) if not os.path.isfile(file)]
         if gone:
@@ -210,7 +224,7 @@ class Own:
         groups: dict[str, list[tuple[str, Row]]] = {}
         for row in table.rows:
             # Captions are all different, so they are divided as one group, picture by picture.
-            group = groups.setdefault("" if table.captioned else row.text, [])
+            group = groups.setdefault("" if table.captioned else row.number or row.text, [])
             group.append((row.path if table.captioned else f"{row.path}\n{row.text}", row))
         kept = [row for group in groups.values() for row in hold_out(group, split)]
         return table, sorted(kept)

@@ -31,27 +31,52 @@ def decode_rle(rle: Any, where: str) -> Mask:
     Raises:
         DataError: If it is damaged or the runs do not fill the size.
     """
+    (height, width), counts = _runs(rle, where)
+    values = np.arange(len(counts)) % 2 == 1
+    flat = np.repeat(values, np.asarray(counts, dtype=np.int64))
+    return np.ascontiguousarray(flat.reshape(width, height).T)
+
+
+def require_rle(rle: Any, where: str) -> tuple[int, int]:
+    """Return the size (H, W) that run lengths say they have, without looking at the runs.
+
+    Raises:
+        DataError: If these are no run lengths.
+    """
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
         raise DataError(
             f"{where} is no run-length mask; expected an object with 'size' [H, W] and 'counts'. "
             "Polygons must be converted first (pycocotools: frPyObjects, merge)."
         )
-    size, counts = rle["size"], rle["counts"]
+    size = rle["size"]
     if not (isinstance(size, Sequence) and len(size) == 2 and all(map(_is_count, size))):
         raise DataError(f"{where} has the size {size!r}; expected [height, width].")
+    return size[0], size[1]
+
+
+def rle_area(rle: Any, where: str) -> tuple[tuple[int, int], int]:
+    """Return the size (H, W) of run lengths and how many pixels they mask, without the mask.
+
+    Raises:
+        DataError: As `decode_rle`.
+    """
+    size, counts = _runs(rle, where)
+    return size, sum(counts[1::2])
+
+
+def _runs(rle: Any, where: str) -> tuple[tuple[int, int], Sequence[int]]:
+    height, width = require_rle(rle, where)
+    counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
         counts = expand_counts(counts, where)
     elif not (isinstance(counts, Sequence) and all(map(_is_count, counts))):
         raise DataError(f"{where} has counts that are neither text nor numbers of pixels.")
-    height, width = size
     if sum(counts) != height * width:
         raise DataError(
             f"{where} is damaged: its runs cover {sum(counts):,} pixels, but {height} x {width} "
             f"are {height * width:,}. Make the masks again."
         )
-    values = np.arange(len(counts)) % 2 == 1
-    flat = np.repeat(values, np.asarray(counts, dtype=np.int64))
-    return np.ascontiguousarray(flat.reshape(width, height).T)
+    return (height, width), counts
 
 
 def expand_counts(text: str | bytes, where: str) -> list[int]:

@@ -1,29 +1,33 @@
-"""Mask proposals on disk, one file per image, beside the images they are of. Imports no torch.
+"""Mask proposals on disk, a file per image. Imports no torch.
 
 PROPOSALS/NAME.npz    masks (Q, H, W), bool or probabilities; class_logits (Q, C + 1); scores (Q,)
 PROPOSALS/NAME.json   a list of run-length masks, as Segment Anything's generator writes them
 PROPOSALS/NAME.png    a number per instance, 0 for none; colours as in COCO's panoptic maps
+PROPOSALS/results.json     all images in one file (perdure.data.results)
 PROPOSALS/proposals.yaml   how they are used: weight, threshold, expand; all may be left out
 """
 
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..documents import parse_yaml
 from ..errors import DataError, RecipeError, nearest
-from .masks import decode_rle, instance_masks, read_map
+from .masks import decode_rle, instance_masks, read_map, require_rle
 from .segmented import Fusion, Proposals
 from .tables import read_lines
 
 SETTINGS = "proposals.yaml"
-_ENDINGS = (".npz", ".json", ".png")
+ENDINGS = (".npz", ".json", ".png")
 _CERTAINTIES = ("score", "predicted_iou", "stability_score")
 """What programs call how sure they are of a mask; the first that is there counts"""
 
@@ -67,15 +71,20 @@ def find_proposals(folder: Path, name: str) -> Path:
     Raises:
         DataError: If there is none.
     """
-    for ending in _ENDINGS:
-        file = folder / f"{name}{ending}"
-        if file.is_file():
-            return file
+    file = own_file(folder, name)
+    if file is not None:
+        return file
     raise DataError(
-        f"there are no mask proposals for {name}: none of {', '.join(_ENDINGS)} in {folder}. "
+        f"there are no mask proposals for {name}: none of {', '.join(ENDINGS)} in {folder}. "
         "Write one file per image there (docs/segmentation.md), or let perdure do it: "
         f"perdure propose MODEL PICTURES --out {folder}"
     )
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """Return the file of proposals for an image alone; None without one."""
+    places = (folder / f"{name}{ending}" for ending in ENDINGS)
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_proposals(file: Path, size: tuple[int, int], classes: int) -> Proposals:
@@ -92,25 +101,77 @@ def read_proposals(file: Path, size: tuple[int, int], classes: int) -> Proposals
     if file.suffix == ".npz":
         found = _from_npz(file, classes)
     elif file.suffix == ".json":
-        found = _from_json(file)
+        return as_proposals(_entries(file), str(file), size)
     else:
         found = Proposals(instance_masks(read_map(file, str(file))))
     if len(found.masks):
-        _require_size(file, found.masks, size)
+        whole = found.masks.dtype == np.bool_
+        require_size(file, (found.masks.shape[1], found.masks.shape[2]), whole, size)
     return found
 
 
-def _require_size(file: Path, masks: NDArray[Any], size: tuple[int, int]) -> None:
-    height, width = masks.shape[1:]
-    if (height, width) == size:
+def require_size(
+    file: Path | str, masks: tuple[int, int], whole: bool, size: tuple[int, int]
+) -> None:
+    """Refuse masks of another image.
+
+    Args:
+        file: For the error.
+        masks: Their height and width.
+        whole: Whether they are masks, not probabilities, which may be smaller.
+        size: Of the image, (H, W).
+
+    Raises:
+        DataError: If they are not of the image's size.
+    """
+    if masks == size or (not whole and abs(masks[0] * size[1] - masks[1] * size[0]) <= max(size)):
         return
-    near = abs(height * size[1] - width * size[0]) <= max(size)
-    if masks.dtype == np.bool_ or not near:
-        raise DataError(
-            f"the masks of {file} have {height} x {width} pixels, but the image has {size[0]} x "
-            f"{size[1]}; masks must be those of the image as it is on disk"
-            + ("." if masks.dtype == np.bool_ else ", or probabilities of the same aspect.")
-        )
+    raise DataError(
+        f"the masks of {file} have {masks[0]} x {masks[1]} pixels, but the image has {size[0]} x "
+        f"{size[1]}; masks must be those of the image as it is on disk"
+        + ("." if whole else ", or probabilities of the same aspect.")
+    )
+
+
+def glance(file: Path) -> tuple[int, tuple[int, int], bool]:
+    """Return how many masks a file has, their size, and whether they are no probabilities.
+
+    Only headers are read, of lists of run-length masks their sizes.
+
+    Raises:
+        DataError: If these are damaged.
+    """
+    if file.suffix == ".npz":
+        shape, kind = _npz_header(file)
+        return shape[0], (shape[1], shape[2]), kind in "biu"
+    if file.suffix == ".json":
+        return glance_at(_entries(file), str(file))
+    try:
+        with Image.open(file) as picture:
+            return 1, (picture.height, picture.width), True
+    except Exception as error:  # pillow's decoders raise whatever they meet
+        raise DataError(f"cannot read the proposals {file} ({error}); make it again.") from None
+
+
+def glance_at(entries: Sequence[Any], where: str) -> tuple[int, tuple[int, int], bool]:
+    """As `glance`, of run-length masks that were read."""
+    sizes = [require_rle(_rle_of(one), f"mask {n} of {where}") for n, one in enumerate(entries)]
+    return len(sizes), sizes[0] if sizes else (0, 0), True
+
+
+def _npz_header(file: Path) -> tuple[tuple[int, ...], str]:
+    try:
+        with zipfile.ZipFile(file) as stored, stored.open("masks.npy") as array:
+            version = np.lib.format.read_magic(array)
+            reader = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                reader = np.lib.format.read_array_header_2_0
+            shape, _, kind = reader(array)
+    except Exception as error:  # zip, zlib and numpy each raise their own
+        raise DataError(_unreadable(file, error)) from None
+    if len(shape) != 3:
+        raise DataError(f"{file} must hold `masks` of shape (Q, H, W); it has {shape}.")
+    return shape, kind.kind
 
 
 def _from_npz(file: Path, classes: int) -> Proposals:
@@ -118,10 +179,7 @@ def _from_npz(file: Path, classes: int) -> Proposals:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
     except Exception as error:  # zip, zlib and numpy each raise their own
-        raise DataError(
-            f"cannot read the proposals {file} ({str(error)[:200] or type(error).__name__}); "
-            "expected a whole npz file of plain arrays. Make it again."
-        ) from None
+        raise DataError(_unreadable(file, error)) from None
     masks = arrays.get("masks")
     if masks is None or masks.ndim != 3:
         has = ", ".join(f"{key} {value.shape}" for key, value in arrays.items()) or "nothing"
@@ -147,7 +205,14 @@ def _from_npz(file: Path, classes: int) -> Proposals:
     return Proposals(masks, logits, scores)
 
 
-def _within(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+def _unreadable(file: Path, error: Exception) -> str:
+    return (
+        f"cannot read the proposals {file} ({str(error)[:200] or type(error).__name__}); "
+        "expected a whole npz file of plain arrays. Make it again."
+    )
+
+
+def _within(file: Path | str, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     wrong = values.dtype.kind not in "fiu" or not np.isfinite(values).all()
     if wrong or (values.size and not 0 <= values.min() <= values.max() <= 1):
         span = "" if wrong else f" from {values.min()} to {values.max()}"
@@ -158,7 +223,8 @@ def _within(file: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _from_json(file: Path) -> Proposals:
+def _entries(file: Path) -> list[Any]:
+    """Return the masks of a JSON file, each with what is said of it."""
     try:
         found = json.loads(read_lines(file))
     except (ValueError, RecursionError) as error:
@@ -169,20 +235,38 @@ def _from_json(file: Path) -> Proposals:
             f"{file} holds no list of masks; expected [{{'segmentation': {{'size', 'counts'}}, "
             "'score'}}, ...], or such a list under 'annotations'."
         )
+    return found
+
+
+def _rle_of(entry: Any) -> Any:
+    inner = isinstance(entry, dict) and "segmentation" in entry
+    return entry["segmentation"] if inner else entry
+
+
+def as_proposals(entries: Sequence[Any], where: str, size: tuple[int, int]) -> Proposals:
+    """Return run-length masks as proposals.
+
+    Args:
+        entries: Masks, or objects with a mask under `segmentation` and how sure it is.
+        where: What errors call them.
+        size: Of the image, (H, W).
+
+    Raises:
+        DataError: If one is damaged, or they are of another image.
+    """
     masks, scores = [], []
-    for number, entry in enumerate(found):
-        inner = isinstance(entry, dict) and "segmentation" in entry
-        rle = entry["segmentation"] if inner else entry
-        masks.append(decode_rle(rle, f"mask {number} of {file}"))
+    for number, entry in enumerate(entries):
+        masks.append(decode_rle(_rle_of(entry), f"mask {number} of {where}"))
         certain = [entry[key] for key in _CERTAINTIES if key in entry]
         scores.append(certain[0] if certain else None)
     sizes = {mask.shape for mask in masks}
     if len(sizes) > 1:
-        raise DataError(f"the masks of {file} differ in size: {sorted(sizes)}; make them again.")
+        raise DataError(f"the masks of {where} differ in size: {sorted(sizes)}; make them again.")
     if not masks:
         return Proposals(np.zeros((0, 0, 0), dtype=bool))
+    require_size(where, (masks[0].shape[0], masks[0].shape[1]), True, size)
     numbers = None
     if all(isinstance(score, (int, float)) for score in scores):
         # Predicted overlaps go a little above 1.
-        numbers = _within(file, "score", np.clip(np.array(scores, dtype=np.float64), None, 1))
+        numbers = _within(where, "score", np.clip(np.array(scores, dtype=np.float64), None, 1))
     return Proposals(np.stack(masks), None, numbers)

@@ -6,7 +6,7 @@
     {"image": "a.jpg", "noun": "dog", "box": [left, top, right, bottom]}
 
 Paths are relative to the file. Only where lines begin is kept, so that hundreds of thousands of
-masks need no memory.
+masks need no memory, and no torch is imported before a picture is decoded.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..errors import DataError
-from ..regions import region_pixels
 from .masks import decode_rle, read_map
-from .own import decode, few
+
+if TYPE_CHECKING:  # checks of files must not import torch
+    from torch import Tensor
 
 SIDE = 224
 """Pixels per side of a region: what CLIP's towers see; others resize it once more"""
@@ -50,6 +49,8 @@ class RegionPairs:
     """Distinct nouns, sorted"""
     name: str = "regions"
     captioned: bool = False
+    masked: bool = False
+    """Whether images have their masks as a fourth channel, 0 or 255; `with_masks` decides it"""
 
     def __len__(self) -> int:
         """Return the number of regions."""
@@ -58,9 +59,16 @@ class RegionPairs:
     def image(self, index: int) -> Tensor:
         """Return one region, (3, 224, 224), uint8, with the mean colour outside its mask.
 
+        Where they are `masked`, (4, 224, 224).
+
         Raises:
             DataError: If image or mask cannot be read, are of two sizes, or the region is empty.
         """
+        import torch
+
+        from ..regions import region_pixels
+        from .own import decode
+
         with self.file.open("rb") as lines:
             lines.seek(int(self.starts[index]))
             row = json.loads(lines.readline())
@@ -74,7 +82,7 @@ class RegionPairs:
             )
         if not mask.any():
             raise DataError(f"{where} is empty; leave out regions without pixels.")
-        return region_pixels(image, torch.from_numpy(mask), SIDE, MEAN)
+        return region_pixels(image, torch.from_numpy(mask), SIDE, MEAN, masked=self.masked)
 
 
 def open_region_pairs(
@@ -108,6 +116,8 @@ def open_region_pairs(
     )
     if shots is None:
         return whole
+    from .own import few
+
     kept = few(whole.labels, len(names), shots, seed)
     return RegionPairs(file, whole.starts[kept], whole.labels[kept], whole.classes)
 
@@ -121,7 +131,7 @@ def _index(file: Path) -> tuple[list[int], list[str]]:
             place = 0
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    nouns.append(_noun(line, f"line {number} of {file}"))
+                    nouns.append(noun_of(line, f"line {number} of {file}"))
                     starts.append(place)
                 place += len(line)
     except OSError as error:
@@ -134,7 +144,12 @@ def _index(file: Path) -> tuple[list[int], list[str]]:
     return starts, nouns
 
 
-def _noun(line: bytes, where: str) -> str:
+def noun_of(line: bytes, where: str) -> str:
+    """Return the noun of a line, in lower case with single spaces.
+
+    Raises:
+        DataError: If the line has not what every pair has.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -164,7 +179,20 @@ def _mask(
             raise DataError(f"the mask of {where} has colours; expected numbers of instances.")
         instance = row.get("instance")
         return np.asarray(numbers > 0 if instance is None else numbers == instance)
-    box = row["box"]
+    return box_mask(row["box"], size, where)
+
+
+def box_mask(box: Any, size: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """Return the pixels that a box touches.
+
+    Args:
+        box: [left, top, right, bottom].
+        size: Of the image, (H, W).
+        where: What errors call it.
+
+    Raises:
+        DataError: If it is empty or goes beyond the image.
+    """
     good = isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) for x in box)
     left, top, right, bottom = box if good else (0, 0, 0, 0)
     if not (0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]):

@@ -33,16 +33,20 @@ def find_coco(split: str, root: Path) -> Catalog:
     require_split("coco", split, SPLITS)
     markers = ("dataset_coco.json", "coco_test_karpathy.json", "annotations/coco_train_ids.npy")
     base = find_folder("coco", root, "coco", "", markers=markers)
+    silent: list[str] = []
     for karpathy in (base / "dataset_coco.json", base / "annotations" / "dataset_coco.json"):
         if karpathy.is_file():
             images = find_folder("coco's pictures", base, "images", "")
-            return _catalog("coco", split, images, _karpathy(karpathy, split), 113_287, 5_000)
+            pairs = _karpathy(karpathy, split, silent)
+            return _catalog("coco", split, images, pairs, 113_287, 5_000, silent)
     own = base / f"coco_{split}_karpathy.json"
     if own.is_file():
-        return _catalog("coco", split, base, _coco_captions(own), 113_287, 5_000)
+        pairs = _coco_captions(own, silent)
+        return _catalog("coco", split, base, pairs, 113_287, 5_000, silent)
     if (base / "annotations" / "coco_train_ids.npy").is_file():
         images = find_folder("coco's pictures", base, "images")
-        return _catalog("coco", split, images, _by_ids(base / "annotations", split), 113_287, 5_000)
+        pairs = _by_ids(base / "annotations", split)
+        return _catalog("coco", split, images, pairs, 113_287, 5_000, silent)
     raise DataError(
         f"{base} holds no captions of coco that perdure reads: neither dataset_coco.json, nor "
         f"coco_{split}_karpathy.json, nor annotations/coco_train_ids.npy. docs/data.md says where "
@@ -58,8 +62,9 @@ def find_flickr(split: str, root: Path) -> Catalog:
     places = ("images", "flickr30k-images", "flickr30k_images", "Images", "")
     images = find_folder("flickr30k's pictures", base, *places)
     counts = 29_000, 1_014 if split == "val" else 1_000
+    silent: list[str] = []
     if (base / "dataset_flickr30k.json").is_file():
-        pairs = _karpathy(base / "dataset_flickr30k.json", split)
+        pairs = _karpathy(base / "dataset_flickr30k.json", split, silent)
     elif (base / f"flickr30k_{split}_karpathy.txt").is_file():
         pairs = _lines(base / f"flickr30k_{split}_karpathy.txt")
     else:
@@ -67,10 +72,12 @@ def find_flickr(split: str, root: Path) -> Catalog:
             f"{base} holds no captions of flickr30k that perdure reads: neither "
             f"dataset_flickr30k.json nor flickr30k_{split}_karpathy.txt."
         )
-    return _catalog("flickr30k", split, images, pairs, *counts)
+    return _catalog("flickr30k", split, images, pairs, *counts, silent)
 
 
-def _catalog(name: str, split: str, images: Path, pairs: Pairs, train: int, rest: int) -> Catalog:
+def _catalog(
+    name: str, split: str, images: Path, pairs: Pairs, train: int, rest: int, silent: list[str]
+) -> Catalog:
     if not pairs:
         raise DataError(f"the captions of {name} have none of split {split}; download them again.")
     rank: dict[str, int] = {}
@@ -90,35 +97,41 @@ def _catalog(name: str, split: str, images: Path, pairs: Pairs, train: int, rest
         classes=tuple(text for _, text in kept),
         texts=np.arange(len(kept)),
         expected=train if split == "train" else rest,
+        silent=tuple(silent),
     )
 
 
 def pictures_of(catalog: Catalog) -> int:
     """Return the number of different pictures, which known counts of captioned sets count."""
-    return len(np.unique(catalog.labels)) if catalog.captioned else len(catalog)
+    # Labels may count captions: of a table, or of shards with one each.
+    return len(np.unique(catalog.paths)) if catalog.captioned else len(catalog)
 
 
-def _karpathy(file: Path, split: str) -> Pairs:
-    """Read the division's own file, with all splits of both data sets."""
+def _karpathy(file: Path, split: str, silent: list[str]) -> Pairs:
+    """Read the division's own file, with all splits of both data sets; note what has no caption."""
     wanted = ("train", "restval") if split == "train" else (split,)
 
     def pairs(found: Any) -> Iterable[tuple[str, str]]:
         for image in found["images"]:
             if image["split"] in wanted:
                 path = "/".join(filter(None, (image.get("filepath"), image["filename"])))
+                if not image["sentences"]:
+                    silent.append(path)
                 for sentence in image["sentences"]:
                     yield path, sentence["raw"]
 
     return _read(file, pairs)
 
 
-def _coco_captions(file: Path) -> Pairs:
+def _coco_captions(file: Path, silent: list[str]) -> Pairs:
     """Read a caption file of COCO's own kind; pictures lie in the folders of their years."""
 
     def pairs(found: Any) -> Iterable[tuple[str, str]]:
         names = {image["id"]: _in_year(image["file_name"]) for image in found["images"]}
         for note in found["annotations"]:
             yield names[note["image_id"]], note["caption"]
+        spoken = {note["image_id"] for note in found["annotations"]}
+        silent.extend(path for number, path in names.items() if number not in spoken)
 
     return _read(file, pairs)
 

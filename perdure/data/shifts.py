@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from . import coop, imagenet, imagenet_names
+from .label_layouts import LAYOUTS, present
 from .published import find, probe
 from .splits import Split, Suite
 from .transfer import cross_dataset
@@ -134,8 +135,6 @@ def _wilds(root: Path | None) -> Suite:
 
 
 def _segmentation(root: Path | None) -> Suite:
-    from .labelled import LAYOUTS, present  # reads pictures, so it imports torch
-
     root = _need("segmentation", root)
     found = present(root)
     if not found:

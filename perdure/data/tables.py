@@ -32,6 +32,12 @@ PATHS = (
 LABELS = ("label_name", "label", "class", "class_name", "category", "target")
 """Accepted names of the column that says what a picture shows"""
 
+NAMED = ("label_name", "class_name")
+"""Of these, the columns of names, beside which another may say the number of the label"""
+
+NUMBERS = ("label_idx", "label_id", "class_idx", "class_id", "label", "class", "target")
+"""Accepted names of that column; the earlier one wins, and only whole numbers are meant"""
+
 CAPTIONS = ("caption", "text", "title")
 """Accepted names of the column that describes a picture in a sentence of its own"""
 
@@ -59,6 +65,8 @@ class Row(NamedTuple):
     """None where the table has no such column"""
     group: str = ""
     """Empty for no group"""
+    number: str = ""
+    """Of the label, where the table has names and numbers; two labels may have one name"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,7 @@ def read_table(file: Path) -> Table:
     header = next(records, (0, []))[1]
     where, what, captioned, split = _columns(file, header)
     group = next((place for place, name in enumerate(header) if _plain(name) == GROUP), None)
+    number = number_column([_plain(name) for name in header], None if captioned else what)
     rows = []
     same: dict[str, str] = {}  # labels, splits and groups that many rows share are kept once
     for line, values in records:
@@ -105,6 +114,7 @@ def read_table(file: Path) -> Table:
             text if captioned else same.setdefault(text, text),
             None if split is None else same.setdefault(values[split], values[split]),
             "" if group is None else same.setdefault(values[group], values[group]),
+            "" if number is None else same.setdefault(values[number], values[number]),
         )
         missing = [
             header[column]
@@ -125,7 +135,21 @@ def read_table(file: Path) -> Table:
         rows.append(row)
     if not rows:
         raise DataError(f"{file} has a header but no row; it needs one row per picture.")
+    if number is not None and not all(row.number.isdecimal() for row in rows):
+        rows = [row._replace(number="") for row in rows]
     return Table(file, captioned, split is not None, tuple(rows))
+
+
+def number_column(header: Sequence[str], label: int | None) -> int | None:
+    """Return the column of the numbers of labels beside one of their names; None without it.
+
+    Args:
+        header: In lower case.
+        label: The column of labels; None for captions.
+    """
+    if label is None or header[label] not in NAMED:
+        return None
+    return next((header.index(name) for name in NUMBERS if name in header), None)
 
 
 def read_lines(file: Path) -> str:
@@ -233,7 +257,7 @@ def _json_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _json_value(file: Path, line: int, name: str, found: dict[str, object]) -> str:
     """Return a text or whole number as text; keys that perdure does not read may be anything."""
-    if _plain(name) not in {*PATHS, *LABELS, *CAPTIONS, SPLIT, GROUP}:
+    if _plain(name) not in {*PATHS, *LABELS, *CAPTIONS, *NUMBERS, SPLIT, GROUP}:
         return ""
     value = found.get(name, "" if _plain(name) == GROUP else None)
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18

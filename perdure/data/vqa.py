@@ -9,8 +9,9 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import DataError
 from .questions import OWN, Question, QuestionSet, read_rules, tidy
@@ -33,7 +34,7 @@ class Files(NamedTuple):
     """Annotations of VQA, splits of ScienceQA"""
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """A question before its picture has a number."""
 
     picture: Path
@@ -42,6 +43,12 @@ class _Asked(NamedTuple):
     answer: int
     kind: str
     humans: tuple[str, ...]
+
+
+Reader = tuple[str, Callable[[], Asked | None]]
+"""Which entry it is, and what reads it; None if it is skipped"""
+
+T = TypeVar("T")
 
 
 def find_files(name: str, root: Path) -> Files | None:
@@ -97,13 +104,7 @@ def read_questions(name: str, root: Path) -> QuestionSet:
             "looked for."
         )
     skipped: Counter[str] = Counter()
-    try:
-        asked = list(SETS[name](files, skipped))
-    except (LookupError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{files.questions} does not hold what {name} has ({type(error).__name__}: {error}); "
-            "download it again."
-        ) from None
+    asked = list(entries(name, files, skipped))
     if not asked:
         raise DataError(
             f"{files.questions} holds no question that can be asked about a picture; left out: "
@@ -124,54 +125,100 @@ def read_questions(name: str, root: Path) -> QuestionSet:
     return QuestionSet(unlabelled(tuple(places)), questions, rules, dict(skipped))
 
 
-def _own(files: Files, skipped: Counter[str]) -> Iterator[_Asked]:
+def entries(
+    name: str,
+    files: Files,
+    skipped: Counter[str],
+    refuse: Callable[[DataError], None] | None = None,
+) -> Iterator[Asked]:
+    """Yield the questions of a set that have a picture, whether it is there or not.
+
+    Args:
+        name: One of `SETS`.
+        files: Where they are.
+        skipped: Told why questions are left out, and how many.
+        refuse: Told what is wrong with an entry, which is then left out; None raises it.
+
+    Raises:
+        DataError: If a file is not what it should be.
+    """
+
+    def one(reader: Reader) -> Asked | None:
+        try:
+            return _strict(name, files, *reader)
+        except DataError as error:
+            if refuse is None:
+                raise
+            refuse(error)
+            return None
+
+    readers = _strict(name, files, "the whole", lambda: list(SETS[name](files, skipped)))
+    yield from (asked for asked in map(one, readers) if asked is not None)
+
+
+def _strict(name: str, files: Files, where: str, read: Callable[[], T]) -> T:
+    """Read something whose form nobody has promised."""
+    try:
+        return read()
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"{files.questions} does not hold what {name} has ({where}: {type(error).__name__}: "
+            f"{error}); download it again."
+        ) from None
+
+
+def _own(files: Files, skipped: Counter[str]) -> Iterator[Reader]:
     """Read a list of objects with image, question, candidates and answer."""
     document = _json(files.questions)
-    entries = document.get("questions") if isinstance(document, dict) else document
-    if not isinstance(entries, list):
+    found = document.get("questions") if isinstance(document, dict) else document
+    if not isinstance(found, list):
         raise DataError(
             f"{files.questions} is no list of questions; it holds a list of objects such as "
             '{"image": "1.jpg", "question": "what is this?", "candidates": ["cat", "dog"], '
             '"answer": "cat"}.'
         )
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(found, start=1):
         where = f"{files.questions}, question {number}"
-        if not isinstance(entry, dict):
-            raise DataError(f"{where} is {str(entry)[:_SHOWN]!r}; it must be an object.")
-        for key in ("image", "question"):
-            value = entry.get(key)
-            if not isinstance(value, str) or not value.strip() or "\0" in value:
-                raise DataError(f"{where}: {key} is {value!r}; it must be text.")
-        candidates = _texts(where, "candidates", entry.get("candidates"))
-        plain = [tidy(one) for one in candidates]
-        if len(candidates) < 2 or len(set(plain)) < len(plain):
-            raise DataError(
-                f"{where}: candidates are {list(candidates)}; give two or more different answers."
-            )
-        answer = entry.get("answer")
-        if isinstance(answer, str) and tidy(answer) in plain:
-            answer = plain.index(tidy(answer))
-        if not isinstance(answer, int) or isinstance(answer, bool):
-            raise DataError(
-                f"{where}: answer is {answer!r}; it must be one of the candidates "
-                f"{list(candidates)}, or its place, counted from 0."
-            )
-        if not 0 <= answer < len(candidates):
-            raise DataError(
-                f"{where}: answer is place {answer}, but the places of {len(candidates)} "
-                f"candidates are 0 to {len(candidates) - 1}."
-            )
-        yield _Asked(
-            files.base / entry["image"],
-            entry["question"],
-            candidates,
-            answer,
-            str(entry.get("kind", "")),
-            _texts(where, "answers", entry.get("answers", [])),
+        yield where, partial(_own_entry, files.base, where, entry)
+
+
+def _own_entry(base: Path, where: str, entry: Any) -> Asked:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} is {str(entry)[:_SHOWN]!r}; it must be an object.")
+    for key in ("image", "question"):
+        value = entry.get(key)
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            raise DataError(f"{where}: {key} is {value!r}; it must be text.")
+    candidates = _texts(where, "candidates", entry.get("candidates"))
+    plain = [tidy(one) for one in candidates]
+    if len(candidates) < 2 or len(set(plain)) < len(plain):
+        raise DataError(
+            f"{where}: candidates are {list(candidates)}; give two or more different answers."
         )
+    answer = entry.get("answer")
+    if isinstance(answer, str) and tidy(answer) in plain:
+        answer = plain.index(tidy(answer))
+    if not isinstance(answer, int) or isinstance(answer, bool):
+        raise DataError(
+            f"{where}: answer is {answer!r}; it must be one of the candidates "
+            f"{list(candidates)}, or its place, counted from 0."
+        )
+    if not 0 <= answer < len(candidates):
+        raise DataError(
+            f"{where}: answer is place {answer}, but the places of {len(candidates)} "
+            f"candidates are 0 to {len(candidates) - 1}."
+        )
+    return Asked(
+        base / entry["image"],
+        entry["question"],
+        candidates,
+        answer,
+        str(entry.get("kind", "")),
+        _texts(where, "answers", entry.get("answers", [])),
+    )
 
 
-def _vqa(files: Files, skipped: Counter[str]) -> Iterator[_Asked]:
+def _vqa(files: Files, skipped: Counter[str]) -> Iterator[Reader]:
     """Read VQA's validation questions, with the choices they bring or the popular answers."""
     assert files.notes is not None
     notes = {note["question_id"]: note for note in _json(files.notes)["annotations"]}
@@ -183,26 +230,37 @@ def _vqa(files: Files, skipped: Counter[str]) -> Iterator[_Asked]:
         for kind, found in often.items()
     }
     pictures = _picture_folder(files.base)
-    for entry in _json(files.questions)["questions"]:
-        note = notes[entry["question_id"]]
-        kind, right = str(note.get("question_type")), tidy(note["multiple_choice_answer"])
-        if "multiple_choices" in entry:
-            given = list(dict.fromkeys(tidy(one) for one in entry["multiple_choices"]))
-        else:
-            given = popular[kind][:CHOICES]
-            # Sorted, so that the place tells nothing.
-            given = sorted(given if right in given else [*given[: CHOICES - 1], right])
-        if right not in given or len(given) < 2:
-            skipped["without the right answer among two or more choices"] += 1
-            continue
-        yield _Asked(
-            pictures / f"COCO_val2014_{int(entry['image_id']):012d}.jpg",
-            entry["question"],
-            tuple(given),
-            given.index(right),
-            str(note.get("answer_type", "")),
-            tuple(str(one["answer"]) for one in note.get("answers", [])),
-        )
+    for number, entry in enumerate(_json(files.questions)["questions"], start=1):
+        read = partial(_vqa_entry, pictures, notes, popular, skipped, entry)
+        yield f"question {number}", read
+
+
+def _vqa_entry(
+    pictures: Path,
+    notes: Mapping[Any, Any],
+    popular: Mapping[str, list[str]],
+    skipped: Counter[str],
+    entry: Any,
+) -> Asked | None:
+    note = notes[entry["question_id"]]
+    kind, right = str(note.get("question_type")), tidy(note["multiple_choice_answer"])
+    if "multiple_choices" in entry:
+        given = list(dict.fromkeys(tidy(one) for one in entry["multiple_choices"]))
+    else:
+        given = popular[kind][:CHOICES]
+        # Sorted, so that the place tells nothing.
+        given = sorted(given if right in given else [*given[: CHOICES - 1], right])
+    if right not in given or len(given) < 2:
+        skipped["without the right answer among two or more choices"] += 1
+        return None
+    return Asked(
+        pictures / f"COCO_val2014_{int(entry['image_id']):012d}.jpg",
+        entry["question"],
+        tuple(given),
+        given.index(right),
+        str(note.get("answer_type", "")),
+        tuple(str(one["answer"]) for one in note.get("answers", [])),
+    )
 
 
 def _picture_folder(base: Path) -> Path:
@@ -218,31 +276,44 @@ def _picture_folder(base: Path) -> Path:
     )
 
 
-def _scienceqa(files: Files, skipped: Counter[str]) -> Iterator[_Asked]:
+def _scienceqa(files: Files, skipped: Counter[str]) -> Iterator[Reader]:
     """Read the test questions of ScienceQA that have a picture."""
     problems: Mapping[str, Any] = _json(files.questions)
     tested = [number for number, one in problems.items() if one.get("split") == "test"]
     if files.notes is not None:
         tested = [str(number) for number in _json(files.notes)["test"]]
     for number in tested:
-        entry = problems[number]
-        if not entry.get("image"):
-            skipped["without a picture"] += 1
-            continue
-        choices = tuple(str(one) for one in entry["choices"])
-        if len({tidy(one) for one in choices}) < max(2, len(choices)):
-            skipped["with fewer than two different choices"] += 1
-            continue
-        place = f"test/{number}/{entry['image']}"
-        picture = files.base / "images" / place
-        yield _Asked(
-            picture if picture.is_file() else files.base / place,
-            str(entry["question"]),
-            choices,
-            range(len(choices))[int(entry["answer"])],
-            str(entry.get("subject", "")),
-            (),
+        read = partial(_science_entry, files.base, number, problems, skipped)
+        yield f"problem {number}", read
+
+
+def _science_entry(
+    base: Path, number: str, problems: Mapping[str, Any], skipped: Counter[str]
+) -> Asked | None:
+    entry = problems[number]
+    if not entry.get("image"):
+        skipped["without a picture"] += 1
+        return None
+    choices = tuple(str(one) for one in entry["choices"])
+    if len({tidy(one) for one in choices}) < max(2, len(choices)):
+        skipped["with fewer than two different choices"] += 1
+        return None
+    answer = int(entry["answer"])
+    if not 0 <= answer < len(choices):
+        raise DataError(
+            f"problem {number}: answer is place {answer}, but the places of {len(choices)} choices "
+            f"are 0 to {len(choices) - 1}."
         )
+    place = f"test/{number}/{entry['image']}"
+    picture = base / "images" / place
+    return Asked(
+        picture if picture.is_file() else base / place,
+        str(entry["question"]),
+        choices,
+        answer,
+        str(entry.get("subject", "")),
+        (),
+    )
 
 
 def _json(file: Path) -> Any:
@@ -258,7 +329,7 @@ def _texts(where: str, key: str, value: Any) -> tuple[str, ...]:
     return tuple(str(one) for one in value)
 
 
-SETS: dict[str, Callable[[Files, Counter[str]], Iterator[_Asked]]] = {
+SETS: dict[str, Callable[[Files, Counter[str]], Iterator[Reader]]] = {
     "vqa": _own,
     "vqa-v2": _vqa,
     "scienceqa": _scienceqa,

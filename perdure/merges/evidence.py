@@ -16,11 +16,11 @@ from ..data.datasets import Dataset, open_dataset
 from ..data.loading import eval_batches
 from ..errors import DataError, TaskError
 from ..metrics import top1
+from ..opening import find_templates
 from ..prediction import predict, spread
 from ..predictor import Predictor
 from ..recipe import DataSpec
 from ..subjects import Subject, trained_on
-from ..training import find_templates
 from .importance import Count, fisher, grams
 from .means import Fisher, RegMean, Soup
 from .members import Member, Stored, fill, opened

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import WeightsError
+from ..inputs import places_of
 from ..predictor import Predictor
 from ..towers import score
 
@@ -163,7 +164,7 @@ def _rows(
     """Return the scaled classifier with its graph: rows of the head, or the text tower's."""
     head = predictor.head
     if head is not None and set(names) <= set(predictor.classes):
-        columns = [predictor.classes.index(name) for name in names]
+        columns = places_of(names, predictor.classes)
         return head.weight[columns], head.bias[columns]
     return predictor.scale * predictor.class_features(predictor.prompts(names, templates)), None
 

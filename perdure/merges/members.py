@@ -15,13 +15,11 @@ from torch import Tensor
 from .. import zoo
 from ..errors import PerdureError, RunError, WeightsError
 from ..files import read_json
+from ..interpolation import Head, other_classes, with_same_modules
 from ..predictor import Predictor
 from ..subjects import Subject, hash_of_result, sha256_of
 from ..weights import hash_of_weights, require_same
 from .rules import Merger, Tensors
-
-Head = tuple[tuple[str, ...], tuple[str, ...]]
-"""Class names and templates of a linear head."""
 
 Root = tuple[str, str | None]
 """Name and weights of a pre-trained model"""
@@ -116,43 +114,6 @@ def prepare(
     return members
 
 
-def with_same_modules(left: Predictor, right: Predictor) -> tuple[Predictor, Predictor]:
-    """Give one of two predictors what the other has and cannot fold, at strength 0.
-
-    Raises:
-        WeightsError: If both have such modules, and not the same.
-    """
-    if left.surgeries == right.surgeries:
-        return left, right
-    if not left.surgeries:
-        return _beside(left, right), right
-    if not right.surgeries:
-        return left, _beside(right, left)
-    raise WeightsError(
-        "the members have different added modules, which have no mean: "
-        f"{left.surgeries} and {right.surgeries}. Merge runs of one method with the same settings."
-    )
-
-
-def _beside(plain: Predictor, other: Predictor) -> Predictor:
-    """Return `plain` with the modules of `other` at strength 0."""
-    start, own = other.fold(0.0), plain.copy()
-    start.head, start.classes, start.templates = own.head, own.classes, own.templates
-    start.source = own.source
-    weights, theirs = start.state_dict(), own.state_dict()
-    own_names = theirs.keys() - weights.keys()
-    wrong = sorted(
-        own_names | {n for n in theirs if n in weights and theirs[n].shape != weights[n].shape}
-    )
-    if wrong:
-        raise WeightsError(
-            f"{plain.source.name} and {other.source.name} are not one architecture, first "
-            f"difference: {wrong[0]}. Merge models that were fine-tuned from the same start."
-        )
-    start.load_state_dict({**weights, **theirs})
-    return start
-
-
 def fill(
     model: Predictor,
     members: Sequence[Tensors],
@@ -177,16 +138,6 @@ def fill(
             own[name].copy_(rule(name))
             if progress is not None:
                 progress(1.0 / len(names))
-
-
-def other_classes(left: Sequence[str], right: Sequence[str]) -> WeightsError:
-    """Return the error of members whose heads were trained on different classes."""
-    pairs = zip(left, right, strict=False)
-    first = next((f"{one!r} and {two!r}" for one, two in pairs if one != two), "their number")
-    return WeightsError(
-        "the members' heads were trained on different classes "
-        f"({len(left)} and {len(right)}, first difference: {first}). Merge models of one task."
-    )
 
 
 def require_shared_base(subjects: Sequence[Subject], merger: Merger) -> None:

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .. import mixing
+from .. import task_vectors
 from ..errors import RunError, WeightsError
-from ..mixing import Cut, precise
+from ..mixing import precise
+from ..task_vectors import Cut
 from .rules import (
     Rule,
     Tensors,
@@ -47,7 +48,7 @@ class TaskArithmetic:
         weights = _weights(self.weights, members)
 
         def merged(name: str, vectors: Iterator[Tensor]) -> Tensor:
-            return self.scale * mixing.combine(vectors, weights)
+            return self.scale * task_vectors.combine(vectors, weights)
 
         return _moved(members, weights, merged)
 
@@ -64,7 +65,7 @@ class Ties:
     """One number per tuned model; 1 each by default"""
     scale: float = 1.0
     """Factor on the merged vector"""
-    majority: mixing.Majority = "total"
+    majority: task_vectors.Majority = "total"
     """Signs are elected by the sum of entries, or their frequency"""
     scope: Scope = "per_tensor"
     """Whether the largest entries are those of each tensor, or of the whole model"""
@@ -85,14 +86,14 @@ class Ties:
 
         def merged(name: str, vectors: Iterator[Tensor]) -> Tensor:
             if places is None:
-                trimmed = [mixing.trim(vector, self.density) for vector in vectors]
+                trimmed = [task_vectors.trim(vector, self.density) for vector in vectors]
             else:
                 trimmed = [
-                    mixing.trim_at(vector, own[name]) if name in own else vector
+                    task_vectors.trim_at(vector, own[name]) if name in own else vector
                     for vector, own in zip(vectors, places, strict=True)
                 ]
-            signs = mixing.elect(trimmed, self.majority)
-            return self.scale * mixing.agree(trimmed, weights, signs)
+            signs = task_vectors.elect(trimmed, self.majority)
+            return self.scale * task_vectors.agree(trimmed, weights, signs)
 
         return _moved(members, weights, merged)
 
@@ -132,7 +133,7 @@ class Dare:
         def merged(name: str, vectors: Iterator[Tensor]) -> Tensor:
             generators = [_generator(self.seed, number, name) for number in range(len(weights))]
             listed = list(vectors)
-            return self.scale * mixing.dare(listed, weights, self.density, generators, signs)
+            return self.scale * task_vectors.dare(listed, weights, self.density, generators, signs)
 
         return _moved(members, weights, merged)
 
@@ -155,7 +156,7 @@ class ModelStock:
     def rule(self, members: Sequence[Tensors], known: Sequence[Tensors]) -> Rule:
         """As `Merger.rule`."""
         weights = (1.0,) * (len(members) - 1)
-        return _moved(members, weights, lambda _, vectors: mixing.model_stock(list(vectors)))
+        return _moved(members, weights, lambda _, vectors: task_vectors.model_stock(list(vectors)))
 
 
 def _moved(
@@ -200,7 +201,7 @@ def _places(members: Sequence[Tensors], density: float) -> list[dict[str, Cut]]:
         def parts(member: Tensors = member) -> Iterator[Tensor]:
             return (vector(member, name) for name in names)
 
-        place = mixing.cut(parts, int(density * total))
+        place = task_vectors.cut(parts, int(density * total))
         left, own = place.equal, {}
         for name, part in zip(names, parts(), strict=True):
             here = int((part.abs().to(torch.float32) == place.value).sum())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DataError, SurgeryError, TaskError
-from ..inputs import Tokenizer
+from ..inputs import Tokenizer, places_of
 from ..towers import text_tower
 from .operations import Surgery, check_alpha
 
@@ -150,8 +150,6 @@ class Slots:
         """Return which vectors each class uses: those of its own, or the shared ones."""
         if not self.classes:
             return [0] * len(names)
-        if tuple(names) == self.classes:  # two classes of one name keep their own vectors
-            return range(len(names))
         unknown = [name for name in names if name not in self.classes]
         if unknown:
             raise TaskError(
@@ -160,7 +158,7 @@ class Slots:
                 f"the training classes ({', '.join(self.classes[:3])}, ...), or train with shared "
                 "contexts (class_specific: false), which fit every name."
             )
-        return [self.classes.index(name) for name in names]
+        return places_of(names, self.classes)
 
 
 class ContextEmbedding(nn.Embedding):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from tests import layouts
+from tests import asking, layouts, pixels
 
 from .conftest import Perdure
 
@@ -48,7 +48,8 @@ def test_a_suite_names_what_must_be_there(perdure: Perdure, tmp_path: Path) -> N
     assert answer.code == 1
     assert "imagenet: nothing of it is below" in answer.out
     assert perdure("data", "check", tmp_path / "none").code in (1, 2)
-    assert "did you mean" in perdure("data", "check", tmp_path, "--set", "iwildcm").err
+    refused = perdure("data", "check", tmp_path, "--set", "iwildcm").err
+    assert "did you mean 'iwildcam'?" in " ".join(refused.split())
 
 
 def test_a_model_is_asked(perdure: Perdure, model: str, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_pictures_that_are_in_no_files_of_their_own(perdure: Perdure, tmp_path: 
     assert [(row["split"], row["pictures"]) for row in rows] == [("test", 1), ("train", 3)]
     assert perdure("data", "sheet", tmp_path / "shards", "--out", "a.png").code == 0
     twice = perdure("data", "check", tmp_path / "shards", "--duplicates", "--set", "wds")
-    assert "pictures are in train and in test: 000000 = 000000" in twice.out
+    assert "pictures are in train and in test: 0.tar/000000 = 0.tar/000000" in twice.out
     shard.write_bytes(shard.read_bytes()[:700])
     assert "is damaged behind" in perdure("data", "check", tmp_path / "shards").out
     rows = {"image": [*layouts.JPEGS, b"?"], "label": ["cat", "dog", "cat", "dog", "cat"]}
@@ -95,3 +96,34 @@ def test_stats_sheet_and_compact(perdure: Perdure, tmp_path: Path) -> None:
     done = perdure("data", "compact", "big.csv", "--out", "small.csv")
     assert done.out == "Wrote small.csv: 1 pictures of 1 classes, from 2 rows\n"
     assert (tmp_path / "small.csv").read_text().split() == ["filepath,label", "x.jpg,cat"]
+
+
+def test_labelled_pixels_regions_and_questions(perdure: Perdure, tmp_path: Path) -> None:
+    pixels.names_of(pixels.write(tmp_path, "pas20"), "pas20")
+    answer = perdure("data", "check", tmp_path, "--suite", "segmentation", "--decode")
+    assert (answer.code, "Nothing is wrong." in answer.out) == (0, True)
+    (row,) = (line for line in answer.out.splitlines() if line.startswith("pas20"))
+    assert row.split() == ["pas20", "test", "2", "2", "1449", "20", "0", "0"]
+    asking.own(tmp_path, asking.ASKED)
+    answer = perdure("data", "check", tmp_path, "--suite", "vqa", "--json")
+    assert [part["classes"] for part in json.loads(answer.out)["parts"]] == [""]
+    pixels.regions(tmp_path)
+    rows = json.loads(perdure("data", "stats", tmp_path, "--json").out)
+    assert [row["name"] for row in rows] == ["pas20", "regions", "vqa"]
+    assert (rows[1]["nouns"], rows[2]["questions"]) == (2, 1)
+    assert "pixels_labelled 0.75" in perdure("data", "stats", tmp_path, "--set", "pas20").out
+    assert perdure("data", "sheet", tmp_path, "--out", "sheet.png").code == 0
+    (tmp_path / "proposals/pas20/first.npz").unlink()
+    bad = perdure("data", "check", tmp_path, "--set", "pas20")
+    assert (bad.code, "1 images have no proposals in" in bad.out) == (1, True)
+
+
+def test_retrieval_asks_for_whichever_captions_are_there(perdure: Perdure, tmp_path: Path) -> None:
+    layouts.flickr(tmp_path, "karpathy")
+    answer = perdure("data", "check", tmp_path, "--suite", "retrieval")
+    assert (answer.code, "coco" in answer.out) == (0, False)
+    table = tmp_path / "own/test.csv"
+    layouts.picture(table.with_name("a.jpg"))
+    table.write_text("filepath,caption\na.jpg,a cat\n")
+    answer = perdure("data", "check", table.parent, "--suite", "retrieval")
+    assert (answer.code, "own" in answer.out) == (0, True)

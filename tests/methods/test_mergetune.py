@@ -17,10 +17,11 @@ from perdure.endpoints import Endpoints
 from perdure.errors import RecipeError, TaskError, WeightsError
 from perdure.learner import Learner
 from perdure.method import Context, parse_method
-from perdure.methods.mergetune import MergeTune, MergeTuneLearner
+from perdure.methods.mergetune import MergeTune
+from perdure.methods.mergetune_learners import MergeTuneLearner
+from perdure.optim_spec import OptimSpec
 from perdure.path_loss import loss_at
 from perdure.predictor import Predictor
-from perdure.recipe import OptimSpec
 from perdure.repairing import Settings
 from perdure.weights import trainable
 from tests.hosts import (

@@ -17,7 +17,8 @@ from perdure.classifying import ClassifierLearner
 from perdure.endpoints import Endpoints
 from perdure.errors import TaskError
 from perdure.method import Context, parse_method
-from perdure.methods.mergetune import FeatureLearner, MergeTune, MergeTuneLearner, RowLearner
+from perdure.methods.mergetune import MergeTune
+from perdure.methods.mergetune_learners import FeatureLearner, MergeTuneLearner, RowLearner
 from perdure.path_loss import grid
 from perdure.predictor import Predictor
 from perdure.repairing import filled_in

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perdure.merging import wise_ft
+from perdure.interpolation import wise_ft
 from perdure.predictor import Predictor
 from perdure.surgery.residual import Residual
 from perdure.zoo import random_clip

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from perdure import exporting, training, zoo
+from perdure import exporting, zoo
 from perdure.adapters import RECORD, hash_of_base, is_adapters, read_adapters, write_adapters
 from perdure.errors import RunError, SurgeryError, WeightsError
 from perdure.exporting import export_adapters
 from perdure.merging import merge
+from perdure.opening import load_student
 from perdure.predictor import Predictor
 from perdure.recipe import ModelSpec
 from perdure.subjects import find
@@ -176,7 +177,7 @@ def test_it_is_a_subject_for_all_verbs(base: str, tmp_path: Path) -> None:
     assert same(subject.unfolded(), predictor)
     merged = merge("wise-ft", [base, tmp_path / "kept"], tmp_path / "merged", alpha=1.0)
     assert same(merged.predictor(), predictor.fold(1.0))  # the share is the dial of wise-ft
-    student = training.load_student(ModelSpec(name=base, init=tmp_path / "kept"), 0)
+    student = load_student(ModelSpec(name=base, init=tmp_path / "kept"), 0)
     assert same(student, predictor)
     with pytest.raises(WeightsError, match="names its own base model"):
         find(str(tmp_path / "kept"), "openai").predictor()

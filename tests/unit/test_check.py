@@ -15,10 +15,10 @@ from perdure.data.check import Findings, check, statistics
 from perdure.data.compact import compact
 from perdure.data.datasets import open_dataset
 from perdure.data.emojishift import open_emojishift
-from perdure.data.published import find
 from perdure.data.tables import read_table
 from perdure.errors import DataError
-from perdure.looking import gate, sheet_of
+from perdure.looking import gate
+from perdure.sheets import sheet_of
 from tests import layouts
 
 
@@ -97,10 +97,11 @@ def test_wrong_separators_and_half_downloads_are_faults(tmp_path: Path) -> None:
 
 def test_statistics(tmp_path: Path) -> None:
     layouts.coco(layouts.coop(tmp_path, "ucf101"), "karpathy")
-    values = statistics(find("ucf101", "train", tmp_path))
+    parts = {(part.name, part.split): part for part in check(tmp_path).parts}
+    values = statistics(parts["ucf101", "train"])
     assert (values["pictures_min"], values["pictures_max"]) == (2, 2)
     assert values["classes_effective"] == pytest.approx(4)
-    values = statistics(find("coco", "test", tmp_path))
+    values = statistics(parts["coco", "test"])
     assert (values["pictures"], values["captions_max"]) == (2, 5)
 
 
@@ -138,8 +139,7 @@ def test_a_model_notices_permuted_labels(drawn: Path, tmp_path: Path) -> None:
 
 def test_a_sheet_has_a_row_per_split(tmp_path: Path) -> None:
     layouts.coop(tmp_path, "dtd")
-    catalogs = [part.catalog for part in check(tmp_path).parts if part.catalog is not None]
-    file = sheet_of(catalogs, tmp_path, tmp_path / "sheet.png", 4)
+    file = sheet_of(check(tmp_path).parts, tmp_path, tmp_path / "sheet.png", 4)
     with Image.open(file) as sheet:
         assert sheet.size[1] > 3 * 80
 

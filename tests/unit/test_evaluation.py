@@ -14,7 +14,7 @@ from perdure import metrics, zoo
 from perdure.data.suites import Split, Suite
 from perdure.errors import DataError, RunError, WeightsError
 from perdure.evaluation import evaluate, measure
-from perdure.merging import wise_ft
+from perdure.interpolation import wise_ft
 from perdure.prediction import How, Outputs, Precision, Unit, gather, predict, spread, stay
 from perdure.predictor import Predictor
 from perdure.sweeping import Line, sweep, sweep_run

@@ -13,11 +13,11 @@ from perdure import zoo
 from perdure.errors import RunError, TaskError, WeightsError
 from perdure.evaluation import evaluate
 from perdure.foreign import read_tuned
+from perdure.opening import load_student
 from perdure.predictor import Predictor
 from perdure.recipe import ModelSpec
 from perdure.subjects import find
 from perdure.surgery.slots import contexts, text_tokens
-from perdure.training import load_student
 
 WIDTH = 32
 NAMES = ("taco", "sushi roll", "cup")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from perdure import states, training, zoo
+from perdure import states, zoo
 from perdure.data.suites import SUITES, for_choosing
 from perdure.errors import DataError, RecipeError, TaskError
 from perdure.evaluation import evaluate
@@ -26,6 +26,7 @@ from perdure.run import Run
 from perdure.runtime import Runtime
 from perdure.signals import Interrupted
 from perdure.training import train
+from perdure.work import Work
 from perdure.zoo import random_clip
 
 
@@ -223,15 +224,15 @@ def test_a_rollback_is_what_training_on_at_the_lower_rate_would_give(
     # The same by hand: a run that is stopped after step 4 and goes on at a tenth of the rate.
     with pytest.raises(Kill):
         train(make({"floor": 0.0}), tmp_path / "hand", progress=killed_at(5))
-    prepare = training.Work.prepare
+    prepare = Work.prepare
 
-    def slower(recipe: Recipe, runtime: Runtime) -> training.Work:
+    def slower(recipe: Recipe, runtime: Runtime) -> Work:
         work = prepare(recipe, runtime)
         schedule = work.schedule
         work.schedule = lambda step: schedule(step) * 0.1
         return work
 
-    monkeypatch.setattr(training.Work, "prepare", slower)
+    monkeypatch.setattr(Work, "prepare", slower)
     hand = train(make({"floor": 0.0}), tmp_path / "hand", resume=True)
     assert equal(weights(run), weights(hand))
 
@@ -337,7 +338,7 @@ def test_with_validation_it_looks_when_that_does_and_the_best_is_a_good_one(
     make: Make, tmp_path: Path, sinking: list[float], monkeypatch: pytest.MonkeyPatch
 ):
     script = iter([0.3, 0.2, 0.9])
-    monkeypatch.setattr(training.Work, "validate", lambda self: {"val": next(script)})
+    monkeypatch.setattr(Work, "validate", lambda self: {"val": next(script)})
     guarded = make(
         {"floor": floor_between(sinking, 3)},
         validate={"splits": ["val"], "every": 2, "select": "best"},
@@ -416,7 +417,7 @@ def test_a_drop_counts_from_the_pretrained_model(make: Make, tmp_path: Path, cli
     assert less_is_better("ece_ood")
     work = Guard.of(second, Runtime("cpu", threads=1))
     assert work is not None
-    learner = training.Work.prepare(second, Runtime("cpu", threads=1)).learner
+    learner = Work.prepare(second, Runtime("cpu", threads=1)).learner
     work.begin(learner, lambda: zoo.load(str(clip)))
     assert work.record["bound"] == work.record["pretrained"] + 0.25
     assert work.holds(Look(work.record["bound"], None, 1))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from perdure.errors import DataError, TaskError, WeightsError
-from perdure.inputs import OpenClipTokenizer, fill, refuse_cut, tokenize_prompts
+from perdure.inputs import OpenClipTokenizer, fill, places_of, refuse_cut, tokenize_prompts
+from perdure.zoo import random_clip
 
 NAMES = [
     "taco", "Fire Engine", "T-shirt", "jack-o'-lantern", "St. Bernard", "co. (ltd)", "café", "",
@@ -97,3 +98,21 @@ def test_vocabularies_have_sizes_and_unknown_ones_are_refused() -> None:
     assert OpenClipTokenizer("emojishift", 20).size == 1715
     with pytest.raises(WeightsError, match="no vocabulary 'klingon'"):
         OpenClipTokenizer("klingon", 77)
+
+
+def test_the_second_class_of_a_name_keeps_its_own_row_in_any_part_of_the_classes() -> None:
+    names = ("tench", "missile", "bus", "missile", "sunglasses")
+    assert places_of(names, names) == [0, 1, 2, 3, 4]
+    assert places_of(names[1:4], names) == [1, 2, 3]
+    assert places_of(("missile", "tench"), names) == [1, 0]
+    assert places_of(("missile", "missile"), ("missile", "bus")) == [0, 0]
+    model = random_clip(0)
+    model.set_head(names, ("a {}",))
+    assert model.head is not None
+    with torch.no_grad():
+        model.head.bias.copy_(torch.arange(5.0))
+    images = torch.zeros(1, 3, 40, 40, dtype=torch.uint8)
+    score = [model.logits_fn(each, ("a {}",)) for each in (names, names[1:])]
+    whole, part = (fn(model.preprocess.normalize(images)) for fn in score)
+    assert torch.allclose(whole[:, 1:], part, atol=1e-5)
+    assert (part[0, 2] - part[0, 0]).item() == pytest.approx(2.0, abs=1e-4)  # equal texts

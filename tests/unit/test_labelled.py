@@ -9,62 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from perdure.data.labelled import LAYOUTS, open_labelled, present
-from perdure.data.segmented import PUBLISHED, UNKNOWN
+from perdure.data.label_layouts import LAYOUTS, present
+from perdure.data.labelled import open_labelled
+from perdure.data.segmented import PUBLISHED
 from perdure.data.suites import suite as find_suite
 from perdure.errors import DataError
 from perdure.evaluation import evaluate
 from perdure.prediction import How
 from perdure.tasks import open_exams
 from perdure.zoo import random_clip
-
-SIZE = (12, 16)
-STEMS = ("first", "second")
-
-
-def truth(classes, number=0):
-    """Left half one class, right half another, unknown above."""
-    labels = np.full(SIZE, number % classes)
-    labels[:, 8:] = classes - 1
-    labels[:3] = UNKNOWN
-    return labels
-
-
-def write(root, name, variant=0):
-    """Write a small copy of a test set, with true masks as proposals."""
-    layout = LAYOUTS[name]
-    base = root / layout.folders[0]
-    images, (maps, above) = base / layout.images, layout.labels[variant]
-    for folder in (images, base / maps, root / "proposals" / name):
-        folder.mkdir(parents=True, exist_ok=True)
-    deep = layout.void > 255
-    for number, stem in enumerate(STEMS):
-        labels = truth(layout.classes, number)
-        pixels = np.zeros((*SIZE, 3), np.uint8)
-        pixels[:, 8:] = 200
-        Image.fromarray(pixels).save(images / f"{stem}.jpg")
-        stored = np.where(labels == UNKNOWN, 0 if above else layout.void, labels + above)
-        stored = stored.astype(np.uint16 if deep else np.uint8)
-        Image.fromarray(stored).save(base / maps / f"{stem}.{'tif' if deep else 'png'}")
-        masks = np.stack([labels == number, labels == layout.classes - 1])
-        np.savez(root / "proposals" / name / f"{stem}.npz", masks=masks)
-    if layout.listing:
-        (base / layout.listing).parent.mkdir(parents=True, exist_ok=True)
-        (base / layout.listing).write_text("\n".join(STEMS) + "\n")
-    return base
-
-
-def names_of(base, name):
-    """Write names as the data set itself has them, or as a person writes them."""
-    number = LAYOUTS[name].classes
-    if name == "a150":
-        rows = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
-        rows += [f"{i + 1}\t0.1\t9\t9\t0\tthing {i}, object {i}" for i in range(number)]
-        (base / "objectInfo150.txt").write_text("\n".join(rows))
-    elif name == "pc459":
-        (base / "labels.txt").write_text("\n".join(f"{i + 1}: thing {i}" for i in range(number)))
-    elif name != "pas20":
-        (base / f"{name}.txt").write_text("\n".join(f"thing {i}" for i in range(number)))
+from tests.pixels import SIZE, names_of, truth, write
 
 
 def score(root, limit):

@@ -12,6 +12,7 @@ import pytest
 from perdure import training
 from perdure.data.compact import compact
 from perdure.data.coop import SETS
+from perdure.data.datasets import open_dataset, texts_of
 from perdure.data.suites import suite
 from perdure.evaluation import evaluate
 from perdure.recipe import load_recipe
@@ -197,3 +198,9 @@ def test_a_model_of_imagenet_is_scored_on_all_of_coop(
     scores = evaluate(run, "cross-dataset", root=tmp_path, limit=2)
     assert list(scores.splits) == ["imagenet", *SETS]
     assert {entry["n"] for entry in scores.splits.values()} == {2}
+
+
+def test_damaged_pictures_keep_their_captions(tmp_path: Path) -> None:
+    root = layouts.coco(tmp_path, "karpathy")
+    whole, damaged = (open_dataset("coco", split, root) for split in ("train", "train@fog-3"))
+    assert texts_of(damaged).tolist() == texts_of(whole).tolist() == list(range(12))

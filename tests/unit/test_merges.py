@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from perdure import mixing
+from perdure import mixing, task_vectors
 from perdure.errors import DataError, RunError, WeightsError
 from perdure.merges import members as on_disk
 from perdure.merges.evidence import Task, choose
@@ -91,9 +91,9 @@ FORMULAS: dict[str, tuple[dict[str, Any], Any]] = {
     ),
     "ties": (
         {"density": 0.3, "weights": (1.0, 2.0), "majority": "frequency"},
-        lambda b, v: b + mixing.ties(v, (1.0, 2.0), 0.3, "frequency"),
+        lambda b, v: b + task_vectors.ties(v, (1.0, 2.0), 0.3, "frequency"),
     ),
-    "model-stock": ({}, lambda b, v: b + mixing.model_stock(v)),
+    "model-stock": ({}, lambda b, v: b + task_vectors.model_stock(v)),
 }
 
 
@@ -121,8 +121,8 @@ def test_whole_model_trimming_takes_the_largest_of_all_tensors(runs: Runs, tmp_p
     moved = [name for name in base if any(not one[name].equal(base[name]) for one in others)]
     assert frozen not in moved
     flat = [torch.cat([(o[n] - base[n]).flatten() for n in moved]) for o in others]
-    kept = [mixing.trim(vector, 0.1) for vector in flat]
-    expected = mixing.agree(kept, (1.0, 1.0), mixing.elect(kept))
+    kept = [task_vectors.trim(vector, 0.1) for vector in flat]
+    expected = task_vectors.agree(kept, (1.0, 1.0), task_vectors.elect(kept))
     got = torch.cat([(found[name] - base[name]).flatten() for name in moved])
     assert close(got, expected)
     assert torch.equal(found[frozen], base[frozen])
@@ -173,7 +173,7 @@ def test_learned_contexts_are_merged_from_their_own_start(tmp_path: Path) -> Non
     vectors = [end - start for end in ends]
     assert all(float(vector.abs().max()) > 0.1 for vector in vectors)
     ties = merged("ties", [base, *runs], tmp_path / "ties", density=0.3)
-    assert close(ties[name], start + mixing.ties(vectors, (1.0, 1.0), 0.3))
+    assert close(ties[name], start + task_vectors.ties(vectors, (1.0, 1.0), 0.3))
     whole = {"density": 0.3, "scope": "whole_model"}
     assert close(merged("ties", [base, *runs], tmp_path / "whole", **whole)[name], ties[name])
     half = merged("wise-ft", [base, runs[0]], tmp_path / "half", alpha=0.5)

@@ -9,7 +9,8 @@ import yaml
 from torch import Tensor
 
 from perdure.errors import RunError, WeightsError
-from perdure.merging import merge, soup, wise_ft
+from perdure.interpolation import soup, wise_ft
+from perdure.merging import merge
 from perdure.predictor import Predictor
 from perdure.weights import lerp
 from perdure.zoo import random_clip

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perdure import mixing
+from perdure import mixing, task_vectors
 from perdure.weights import lerp
 
 Golden = Callable[[str], dict[str, np.ndarray]]
@@ -61,14 +61,14 @@ def test_published_interpolation_with_fisher_information(numbers: dict[str, Tens
 def test_published_sums_trims_and_signs(numbers: dict[str, Tensor], vectors: list[Tensor]) -> None:
     weights = numbers["peft/weights"].tolist()
     density = float(numbers["peft/density"])
-    assert close(mixing.combine(vectors, weights), numbers["peft/task_arithmetic"])
-    trimmed = [mixing.trim(vector, density) for vector in vectors]
+    assert close(task_vectors.combine(vectors, weights), numbers["peft/task_arithmetic"])
+    trimmed = [task_vectors.trim(vector, density) for vector in vectors]
     assert [int(one.count_nonzero()) for one in trimmed] == [10, 10]
-    assert close(mixing.combine(trimmed, weights), numbers["peft/magnitude_prune"])
-    assert close(mixing.ties(vectors, weights, density), numbers["peft/ties_total"])
-    found = mixing.ties(vectors, weights, density, "frequency")
+    assert close(task_vectors.combine(trimmed, weights), numbers["peft/magnitude_prune"])
+    assert close(task_vectors.ties(vectors, weights, density), numbers["peft/ties_total"])
+    found = task_vectors.ties(vectors, weights, density, "frequency")
     assert close(found, numbers["peft/ties_frequency"])
-    kept = [mixing.trim(vector, 0.25) for vector in vectors]
+    kept = [task_vectors.trim(vector, 0.25) for vector in vectors]
     assert close(torch.stack(kept), numbers["mergekit/magnitude_density0.25"])
 
 
@@ -80,7 +80,7 @@ def test_published_dropping(numbers: dict[str, Tensor], vectors: list[Tensor]) -
     assert torch.equal(torch.stack(draws), masks)
     for signs, key in ((None, "dare_linear_seed0"), ("total", "dare_ties_seed0")):
         generator = torch.Generator().manual_seed(0)
-        found = mixing.dare(vectors, weights, 0.5, [generator, generator], signs)  # type: ignore[arg-type]
+        found = task_vectors.dare(vectors, weights, 0.5, [generator, generator], signs)  # type: ignore[arg-type]
         assert close(found, numbers[f"peft/{key}"])
 
 
@@ -103,34 +103,40 @@ def test_peft_gives_the_same(peft: Any, density: float, majority: Any) -> None:
     weights = torch.tensor([0.2, 1.0, 0.7])
     listed = weights.tolist()
     expected = peft.ties(tensors, weights, density, majority)
-    assert close(mixing.ties(tensors, listed, density, majority), expected, 1e-6)
+    assert close(task_vectors.ties(tensors, listed, density, majority), expected, 1e-6)
     expected = peft.task_arithmetic(tensors, weights)
-    assert close(mixing.combine(tensors, listed), expected, 1e-6)
-    trimmed = [mixing.trim(tensor, density) for tensor in tensors]
+    assert close(task_vectors.combine(tensors, listed), expected, 1e-6)
+    trimmed = [task_vectors.trim(tensor, density) for tensor in tensors]
     expected = peft.magnitude_prune(tensors, weights, density)
-    assert close(mixing.combine(trimmed, listed), expected, 1e-6)
+    assert close(task_vectors.combine(trimmed, listed), expected, 1e-6)
     if density:
         for ours, theirs in ((None, peft.dare_linear), (majority, peft.dare_ties)):
             more = () if ours is None else (majority,)
             torch.manual_seed(3)
             expected = theirs(tensors, weights, density, *more)
             torch.manual_seed(3)
-            found = mixing.dare(tensors, listed, density, [None] * 3, ours)
+            found = task_vectors.dare(tensors, listed, density, [None] * 3, ours)
             assert close(found, expected, 1e-6)
 
 
 def test_a_vote_of_zero_elects_plus_and_trimmed_entries_do_not_count() -> None:
     vectors = [torch.tensor([1.0, -2.0, 3.0, 0.0]), torch.tensor([-1.0, 2.0, -4.0, 0.0])]
-    assert mixing.elect(vectors).tolist() == [1, 1, -1, 1]
-    assert mixing.elect(vectors, "frequency").tolist() == [1, 1, 1, 1]
-    assert mixing.ties(vectors, [1.0, 1.0], 1.0).tolist() == [1, 2, -4, 0]
-    assert mixing.ties(vectors, [1.0, 1.0], 0.25).tolist() == [0, 0, -4, 0]
+    assert task_vectors.elect(vectors).tolist() == [1, 1, -1, 1]
+    assert task_vectors.elect(vectors, "frequency").tolist() == [1, 1, 1, 1]
+    assert task_vectors.ties(vectors, [1.0, 1.0], 1.0).tolist() == [1, 2, -4, 0]
+    assert task_vectors.ties(vectors, [1.0, 1.0], 0.25).tolist() == [0, 0, -4, 0]
 
 
 def test_of_equal_entries_the_first_stay() -> None:
-    assert mixing.trim(torch.tensor([1.0, -2.0, 2.0, -2.0, 1.0]), 0.4).tolist() == [0, -2, 2, 0, 0]
-    assert mixing.trim(torch.ones(5), 0.0).count_nonzero() == 0
-    assert mixing.trim(torch.zeros(5), 1.0).count_nonzero() == 0
+    assert task_vectors.trim(torch.tensor([1.0, -2.0, 2.0, -2.0, 1.0]), 0.4).tolist() == [
+        0,
+        -2,
+        2,
+        0,
+        0,
+    ]
+    assert task_vectors.trim(torch.ones(5), 0.0).count_nonzero() == 0
+    assert task_vectors.trim(torch.zeros(5), 1.0).count_nonzero() == 0
 
 
 @given(
@@ -141,8 +147,8 @@ def test_of_equal_entries_the_first_stay() -> None:
 def test_a_cut_over_parts_is_that_of_the_whole(values: list[float], keep: int, parts: int) -> None:
     whole = torch.tensor(values, dtype=torch.float32)
     keep = min(keep, len(values))
-    place = mixing.cut(lambda: whole.chunk(parts), keep)
-    kept = mixing.trim_at(whole, place)
+    place = task_vectors.cut(lambda: whole.chunk(parts), keep)
+    kept = task_vectors.trim_at(whole, place)
     order = sorted(whole.abs().tolist(), reverse=True)[:keep]
     assert sorted(kept.abs().tolist(), reverse=True)[:keep] == order
     assert torch.equal(kept[kept != 0], whole[kept != 0])
@@ -151,12 +157,12 @@ def test_a_cut_over_parts_is_that_of_the_whole(values: list[float], keep: int, p
 
 def test_dropping_keeps_the_mean_and_depends_on_the_generator_alone() -> None:
     vector = torch.full((20000,), 3.0)
-    dropped = mixing.drop(vector, 0.3, torch.Generator().manual_seed(1))
+    dropped = task_vectors.drop(vector, 0.3, torch.Generator().manual_seed(1))
     assert dropped.unique().tolist() == pytest.approx([0.0, 10.0])
     assert float(dropped.mean()) == pytest.approx(3.0, abs=4 * 10 * (0.21 / 20000) ** 0.5)
     torch.manual_seed(77)
-    assert torch.equal(dropped, mixing.drop(vector, 0.3, torch.Generator().manual_seed(1)))
-    assert torch.equal(mixing.drop(vector, 1.0), vector)
+    assert torch.equal(dropped, task_vectors.drop(vector, 0.3, torch.Generator().manual_seed(1)))
+    assert torch.equal(task_vectors.drop(vector, 1.0), vector)
 
 
 @given(st.floats(0, 1), st.integers(0, 50))
@@ -211,16 +217,16 @@ def test_regression_mean_of_singular_inputs_is_the_mean_where_nothing_was_seen()
 
 def test_stock_of_orthogonal_opposite_and_equal_updates() -> None:
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
-    assert float(mixing.model_stock([x, y]).norm()) == pytest.approx(0.0, abs=1e-12)
-    assert close(mixing.model_stock([x, x, x]), x, 1e-7)
-    assert float(mixing.model_stock([x, -x]).norm()) == 0.0
-    assert float(mixing.model_stock([x, torch.zeros(2)]).norm()) == 0.0
+    assert float(task_vectors.model_stock([x, y]).norm()) == pytest.approx(0.0, abs=1e-12)
+    assert close(task_vectors.model_stock([x, x, x]), x, 1e-7)
+    assert float(task_vectors.model_stock([x, -x]).norm()) == 0.0
+    assert float(task_vectors.model_stock([x, torch.zeros(2)]).norm()) == 0.0
     tilted = torch.tensor([1.0, 1.0])
     share = 2 * 0.5**0.5 / (0.5**0.5 + 1)
-    assert close(mixing.model_stock([x, tilted]), share * (x + tilted) / 2, 1e-6)
+    assert close(task_vectors.model_stock([x, tilted]), share * (x + tilted) / 2, 1e-6)
 
 
 def test_a_mean_of_halves_is_computed_in_float32() -> None:
     values = [torch.tensor([1.0, 1.0 + 2**-10], dtype=torch.float16) for _ in range(2)]
-    assert mixing.combine(values, [0.5, 0.5]).dtype == torch.float32
+    assert task_vectors.combine(values, [0.5, 0.5]).dtype == torch.float32
     assert mixing.mean(iter([torch.tensor(3), torch.tensor(5)]), [1.0, 2.0]).item() == 5

@@ -8,7 +8,7 @@ from perdure import optim
 from perdure.batch import Step
 from perdure.errors import TaskError
 from perdure.learner import Learner
-from perdure.recipe import OptimSpec
+from perdure.optim_spec import OptimSpec
 from perdure.zoo import random_clip
 
 CASES = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from perdure.data.compact import compact
 from perdure.data.datasets import group_names_of, open_dataset, rows_of, templates_for
 from perdure.data.folders import PICTURES
 from perdure.data.layout import find_own
@@ -282,7 +284,6 @@ def test_labels_out_of_range_and_classes_without_pictures_are_refused(tmp_path: 
     file.write_text("filepath,label\na.png,0\nb.png,0\n")
     assert "class 'dog' has no picture" in refusal(tmp_path)
     for text, message in (
-        ("cat\ncat\n", "two classes"),
         ("\n", "is empty"),
         ("0\tcat\ndog\n", "every line is 'folder<TAB>name'"),
     ):
@@ -353,6 +354,57 @@ def test_a_column_of_groups_gives_the_worst_of_them(tmp_path: Path) -> None:
     lines = '{"path": "a.png", "label": "cat", "group": 7}\n{"path": "b.png", "label": "dog"}\n'
     assert [row.group for row in read_table(table(tmp_path, lines, "x.jsonl")).rows] == ["7", ""]
     assert rows_of(open_dataset("own", "train", folders(tmp_path / "f", "train")), "groups") is None
+
+
+MISSILES = (("a", "9", "missile"), ("b", "7", "bus"), ("c", "10", "missile"), ("d", "7", "bus"))
+"""As in ImageNet, where two pairs of classes share a name"""
+
+
+def prompted(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Return a table with two prompts per picture, number and name of its label."""
+    lines = [
+        f"{title} {name}.\t{picture}.png\t{number}\t{name}"
+        for picture, number, name in rows
+        for title in ("a photo of a", "a bad photo of a")
+    ]
+    return "\n".join(["title\tfilepath\tlabel_idx\tlabel_name", *lines]) + "\n"
+
+
+def test_numbers_beside_names_tell_classes_apart(tmp_path: Path) -> None:
+    table(tmp_path, prompted(MISSILES))
+    opened = open_dataset("own", "train", tmp_path)
+    assert opened.classes == ("bus", "missile", "missile")
+    assert opened.labels.tolist() == [1, 1, 0, 0, 2, 2, 0, 0]
+    done = compact(tmp_path / "train.csv", tmp_path / "small" / "train.csv")
+    assert (done.rows, done.pictures, done.classes) == (8, 4, 3)
+    small = open_dataset("own", "train", tmp_path / "small")
+    assert small.classes == opened.classes
+    assert small.labels.tolist() == [1, 0, 2, 0]
+    # What is scored is scored once, however many prompts the table has.
+    table(tmp_path, prompted(MISSILES), "test.csv")
+    assert open_dataset("own", "test", tmp_path).labels.tolist() == [1, 0, 2, 0]
+    table(tmp_path, "filepath,label_name\na.png,bus\nb.png,missile\n", "val.csv")
+    assert "two classes" in refusal(tmp_path, "val")
+    assert "column label_idx" in refusal(tmp_path, "val")
+    table(tmp_path, prompted((("a", "9", "bus"),)), "val.csv")
+    assert "label 9 is 'bus' here and 'missile' before" in refusal(tmp_path, "val")
+    table(tmp_path, prompted((("a", "11", "bus"),)), "val.csv")
+    assert "'11' is no class" in refusal(tmp_path, "val")
+    table(tmp_path, prompted((*MISSILES, ("d", "9", "bus"))))
+    assert "label 9 is 'bus' here" in refusal(tmp_path)
+    table(tmp_path, prompted((*MISSILES, ("a", "10", "missile"))))
+    with pytest.raises(DataError, match="has label 10 here and 9 before"):
+        compact(tmp_path / "train.csv", tmp_path / "other.csv")
+
+
+def test_numbers_alone_may_stand_for_equal_names(tmp_path: Path) -> None:
+    table(tmp_path, "title\tfilepath\tclass\na\ta.png\t0\nb\tb.png\t2\nc\tc.png\t1\n")
+    (tmp_path / "classes.txt").write_text("missile\nbus\nmissile\n")
+    opened = open_dataset("own", "train", tmp_path)
+    assert opened.classes == ("missile", "bus", "missile")
+    assert opened.labels.tolist() == [0, 2, 1]
+    (tmp_path / "classes.txt").write_text("0\tmissile\n1\tbus\n2\tmissile\n")
+    assert open_dataset("own", "train", tmp_path).classes == opened.classes
 
 
 def test_names_of_labels_go_before_their_numbers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from perdure import zoo
 from perdure.batch import Batch, Step
 from perdure.learner import Learner
 from perdure.method import Context
-from perdure.methods.mergetune import MergeTuneLearner
+from perdure.methods.mergetune_learners import MergeTuneLearner
 from perdure.path_loss import grid, loss_at, path_loss
 from perdure.towers import checkpoint
 from perdure.weights import distance, lerp, run_at, trainable

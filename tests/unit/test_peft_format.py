@@ -18,7 +18,8 @@ from perdure import exporting, peft_format, zoo
 from perdure.adapters import write_adapters
 from perdure.errors import DependencyError, SurgeryError, WeightsError
 from perdure.exporting import Difference, export_peft
-from perdure.peft_format import CONFIG, load_with_peft, measure_peft, read_peft, write_peft
+from perdure.peft_format import CONFIG, read_peft, write_peft
+from perdure.peft_library import load_with_peft, measure_peft
 from perdure.predictor import Predictor
 from perdure.subjects import find
 from perdure.surgery.low_rank import LowRank

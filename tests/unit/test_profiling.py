@@ -11,7 +11,7 @@ from perdure.grids import cells, parse_axis
 from perdure.profiling import PROFILES, measure, numbers, profile
 from perdure.recipe import load_recipe
 from perdure.runtime import Runtime
-from perdure.training import Work
+from perdure.work import Work
 from perdure.zoo import random_clip
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from perdure import documents
 from perdure.errors import RecipeError
+from perdure.optim_spec import OptimSpec
 from perdure.recipe import (
-    OptimSpec,
     differences,
     dump_recipe,
     load_recipe,
@@ -206,7 +206,7 @@ def test_parsing_in_python_needs_no_file():
 
 def test_listing_and_reading_names_imports_no_torch():
     code = (
-        "import sys; from perdure.recipe import OptimSpec; from perdure import documents; "
+        "import sys; from perdure.recipe import load_recipe; from perdure import documents; "
         "documents.list_recipes(); from perdure.data import suites, datasets; "
         "sys.exit('torch' in sys.modules)"
     )

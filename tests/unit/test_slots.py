@@ -16,7 +16,8 @@ from perdure.adapters import read_adapters, write_adapters
 from perdure.errors import DataError, SurgeryError, TaskError, WeightsError
 from perdure.exporting import export_open_clip
 from perdure.inputs import OpenClipTokenizer, Tokenizer
-from perdure.merging import keep, merge, soup, wise_ft
+from perdure.interpolation import soup, wise_ft
+from perdure.merging import keep, merge
 from perdure.predictor import Predictor
 from perdure.subjects import find
 from perdure.surgery.low_rank import LowRank

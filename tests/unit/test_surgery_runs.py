@@ -19,7 +19,9 @@ from perdure.errors import RunError
 from perdure.evaluation import evaluate
 from perdure.exporting import export_open_clip
 from perdure.groups import _alpha_curve
-from perdure.merging import merge, soup, wise_ft
+from perdure.interpolation import soup, wise_ft
+from perdure.merging import merge
+from perdure.opening import load_student
 from perdure.predicting import predict_files
 from perdure.prediction import How
 from perdure.predictor import Predictor
@@ -30,7 +32,6 @@ from perdure.runtime import Runtime
 from perdure.subjects import find, hash_of_file
 from perdure.surgery.residual import Residual
 from perdure.sweeping import sweep_run
-from perdure.training import load_student
 
 LIMIT = 40
 SUITE = Suite(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from perdure import optim, training
+from perdure import optim
 from perdure.batch import Batch, Step
 from perdure.errors import (
     DataError,
@@ -24,12 +24,16 @@ from perdure.errors import (
     WeightsError,
 )
 from perdure.learner import Learner
+from perdure.loop import steps
 from perdure.method import METHODS, Entry
-from perdure.recipe import OptimSpec, parse_recipe
+from perdure.opening import find_templates, load_student
+from perdure.optim_spec import OptimSpec
+from perdure.recipe import parse_recipe
 from perdure.run import Run
 from perdure.runtime import Runtime
 from perdure.signals import Interrupted
-from perdure.training import steps, train
+from perdure.training import train
+from perdure.work import Work
 from perdure.zoo import random_clip
 
 
@@ -190,7 +194,7 @@ def test_what_is_read_does_not_change_what_is_computed():
     assert equal(first.state_dict(), second.state_dict())
 
 
-@pytest.mark.parametrize("read", [training.steps.__kwdefaults__["read"], lambda step: step == 6])
+@pytest.mark.parametrize("read", [steps.__kwdefaults__["read"], lambda step: step == 6])
 def test_a_diverged_step_is_named_with_every_term_even_when_read_later(read):
     _, ticks = loop(broken=3, read=read)
     with pytest.raises(DivergedError) as caught:
@@ -371,7 +375,7 @@ def test_a_diverged_run_keeps_its_last_good_state(make, tmp_path):
 
 def scripted(monkeypatch, accuracies):
     script = iter(accuracies)
-    monkeypatch.setattr(training.Work, "validate", lambda self: {"val": next(script)})
+    monkeypatch.setattr(Work, "validate", lambda self: {"val": next(script)})
 
 
 @pytest.mark.parametrize(("select", "delivered"), [("last", 8), ("best", 4)])
@@ -406,7 +410,7 @@ def test_a_second_stage_starts_from_the_first(make, tmp_path):
     for seed in (0, 1):
         train(make("ft", {"train": "head"}, seed=seed), tmp_path / f"lp-{seed}")
     chained = make("ft", model={"init": str(tmp_path / "lp-{seed}")}, seed=1)
-    student = training.load_student(chained.model, chained.seed)
+    student = load_student(chained.model, chained.seed)
     assert equal(student.state_dict(), weights(Run(tmp_path / "lp-1")))
     run = train(chained, tmp_path / "ft")
     assert Run(run.path).recipe() == chained
@@ -415,10 +419,10 @@ def test_a_second_stage_starts_from_the_first(make, tmp_path):
 
 
 def test_templates_come_from_the_recipe_a_named_set_or_the_data(make):
-    assert training.find_templates(make().data) == training.find_templates(
+    assert find_templates(make().data) == find_templates(
         make(data={"templates": "emojishift"}).data
     )
-    assert training.find_templates(make(data={"templates": ["my {}"]}).data) == ("my {}",)
+    assert find_templates(make(data={"templates": ["my {}"]}).data) == ("my {}",)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The verbs that compute: train and eval."""
+"""The verb eval: scores of runs and models, of all together, or of the line of weights to a run."""
 
 from __future__ import annotations
 
@@ -9,116 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_ensembles import about_ensemble, plan_ensemble, score_ensemble
-from .cli_merge import suite_of
 from .cli_scores import score_table, sweep_table
-from .cli_tools import dry_run
 from .console import (
     Data,
     Device,
     Json,
     LimitPerSplit,
     Threads,
-    counter,
     emit,
     emit_json,
     meter,
-    numbers,
     say,
 )
-from .errors import typed
 from .processes import is_main
 
 if TYPE_CHECKING:
     from .prediction import How
-    from .run import Run
     from .subjects import Subject
-
-
-def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(metavar="RECIPE", help="YAML file, or a name of `perdure list recipes`."),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="New run directory.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Override a value; may be repeated."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run at --out.")
-    ] = False,
-    seeds: Annotated[
-        str | None,
-        typer.Option("--seeds", metavar="0,1,2", help="Train into RUN/seed-0, RUN/seed-1, ..."),
-    ] = None,
-    dry: Annotated[
-        bool, typer.Option("--dry-run", help="Take two steps, say what is needed, write nothing.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Fine-tune a model as a recipe says.
-
-    Writes a run directory; Ctrl-C saves before it stops. The trained model in RUN/model loads in
-    plain open_clip.
-    """
-    from .recipe import load_recipe
-
-    given = tuple(overrides or ())
-    plans = [(out, load_recipe(recipe, given))]
-    if seeds is not None:
-        plans = [
-            (out / f"seed-{seed}", load_recipe(recipe, (*given, f"seed={seed}")))
-            for seed in numbers(seeds, int, "--seeds")
-        ]
-    # Only now, because it imports torch: a wrong recipe has been answered already.
-    from .notes import told
-    from .run import Run
-    from .runtime import Runtime
-    from .training import train as carry_out
-
-    if not resume:
-        for path, _ in plans:
-            Run(path).require_new()
-    if dry:
-        dry_run(plans, json=json)
-        return
-    runs = []
-    # Processes can meet only once, so they stay together from the first seed to the last.
-    group = Runtime(plans[0][1].run.device, threads=plans[0][1].run.threads)
-    try:
-        with meter(len(plans)) as shown:
-            for path, plan in plans:
-                count = counter(shown, f"{path}:") if is_main() else None
-                runs.append(carry_out(plan, path, resume=resume, progress=count, say=say))
-    finally:
-        group.close()
-    if not is_main():
-        return
-    if json:
-        emit_json({"runs": [_about(run) for run in runs]})
-        return
-    for run in runs:
-        status = run.status()
-        cached = status.get("views") and (
-            f"; {status['views']} cached views of each image, embedded in "
-            f"{status['view_seconds']:.1f} s"
-        )
-        emit(f"Finished {run.path} ({status.get('seconds', 0):.0f} s of training{cached or ''})")
-        if did := told(status.get("guard") or {}):
-            emit(f"{did}; what is delivered is step {status['delivered_step']}")
-    data = plans[0][1].data
-    emit(f"Next: perdure eval {typed(out)} --suite {suite_of(data.name, data.root, data.classes)}")
-
-
-def _about(run: Run) -> dict[str, Any]:
-    status = run.status()
-    kept = {key: status.get(key) for key in ("state", "step", "seconds", "trainable", "parameters")}
-    kept |= {
-        key: status[key]
-        for key in ("views", "view_bytes", "view_seconds", "guard")
-        if key in status
-    }
-    return {"path": str(run.path), "seed": run.recipe().seed, **kept}
 
 
 def evaluate(

@@ -58,7 +58,7 @@ def load_proposer(
             return _by_queries(model, where, least)
     except (OSError, ValueError, KeyError, ImportError) as error:
         explain(error, f"the model {model}")
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
         raise WeightsError(
             f"cannot load the proposing model {model}: {reason}. Name a directory with "
             "config.json, weights and preprocessor_config.json"

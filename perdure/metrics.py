@@ -74,6 +74,43 @@ def macro_f1_from_predictions(predictions: Labels, labels: Labels) -> float:
     return float(np.mean(2.0 * hits[seen] / total[seen]))
 
 
+def macro_f1_interval(
+    predictions: Labels,
+    labels: Labels,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of `macro_f1_from_predictions`, (low, high).
+
+    Images are drawn with replacement. How often each pair of label and prediction is drawn is
+    multinomial, so the cost does not grow with the number of images.
+
+    Args:
+        predictions: (N,).
+        labels: (N,).
+        level: Probability that the interval covers, in (0, 1).
+        seed: Of the resampling.
+        resamples: Number of bootstrap samples.
+
+    Raises:
+        DataError: As `macro_f1_from_predictions`.
+    """
+    require_pair(predictions, labels)
+    pairs, counts = np.unique(np.stack([labels, predictions]), axis=1, return_counts=True)
+    classes = int(pairs.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples)
+    values = []
+    for weights in drawn.astype(np.float64):
+        true, guessed = (np.bincount(side, weights, classes) for side in pairs)
+        hit = pairs[0] == pairs[1]
+        right = np.bincount(pairs[0][hit], weights[hit], classes)
+        seen = true + guessed > 0
+        values.append(np.mean(2.0 * right[seen] / (true + guessed)[seen]))
+    low, high = np.quantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
+
+
 def group_accuracies(correct: Booleans, groups: Labels, names: Sequence[str]) -> dict[str, float]:
     """Return the accuracy of every group that has images, in the order of `names`.
 

@@ -106,8 +106,8 @@ def random_clip(seed: int = 0, **overrides: Any) -> Predictor:
     """
     import torch
 
+    from .building import build
     from .inputs import OpenClipTokenizer
-    from .towers import build
 
     tokenizer = OpenClipTokenizer("emojishift", context_length=20)
     config: dict[str, Any] = {
@@ -150,7 +150,7 @@ def _open_architecture(name: str, weights: str | None) -> Predictor:
             f"{name} is an architecture without weights; name them as one of its tags "
             f"({', '.join(tags) or 'it has none'}) or as the path of a state dict."
         )
-    from .towers import build, fill, read_weights, require_text_tower
+    from .building import build, fill, read_weights, require_text_tower
 
     if weights in tags:
         require_text_tower(open_clip.get_model_config(name)["text_cfg"])
@@ -209,7 +209,7 @@ def _create(name: str, tag: str | None, *, quick_gelu: bool) -> Predictor:
 
 def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
     """Open a directory in open_clip's layout, without network."""
-    from .towers import build, fill, read_weights
+    from .building import build, fill, read_weights
 
     files = [path / file for file in _WEIGHTS if (path / file).is_file()]
     if weights is not None:
@@ -239,7 +239,7 @@ def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
 def _open_hf(path: Path, name: str) -> Predictor:
     """Open a directory of transformers that holds a CLIP."""
     from . import hf_clip
-    from .towers import build, fill
+    from .building import build, fill
 
     config = hf_clip.model_config(path)
     clip = build(config)

@@ -23,7 +23,7 @@ ROWS = [
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.low_rank",
     "surgery.side surgery.visual_prompts surgery.projector",
-    "checkpoints hf_clip",
+    "checkpoints hf_clip building",
     "towers inputs surgery.slots stored heads predictor zoo learner method teacher statistics",
     "distillation objective",
     "classifying",

@@ -21,7 +21,7 @@ ROWS = [
     "weights mixing task_vectors batch contrastive losses reliability ranking metrics collective",
     "overlap",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
-    "surgery.low_rank",
+    "surgery.factors surgery.low_rank",
     "surgery.side surgery.visual_prompts surgery.projector",
     "checkpoints hf_clip building",
     "towers inputs surgery.slots stored heads predictor zoo learner method teacher statistics",

@@ -9,8 +9,9 @@ from ..errors import DataError, nearest
 from . import hf_datasets, shifts, uses
 from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
+from .dividing import SHIFTED
 from .hf_datasets import HF, HfFolder, find_hf
-from .layout import SHIFTED, Own, find_own, fingerprint
+from .layout import Own, find_own, fingerprint
 from .shifts import TASK_SUITES
 from .splits import Role as Role
 from .splits import Split as Split

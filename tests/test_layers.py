@@ -75,7 +75,7 @@ ROWS = [
     "preflight profiling calibration predicting exporting doctor",
     "proposing",
     "diagnosis.answers diagnosis.diagnose",
-    "groups notes tables averaging reporting ablate figures",
+    "groups notes tables averaging reporting ablate figure_style figures",
     "looking sheets console demo cli_data cli_ensembles cli_merge cli_paths",
     "drift cli_drift",
     "theory_report theory_figures cli_theory",

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent / "perdure"
 ROWS = [
     "errors files documents signals extras rundir processes",
     "kernels",
-    "weights mixing task_vectors batch contrastive losses reliability ranking metrics collective",
+    "weights mixing task_vectors batch contrastive losses reliability ranking barriers metrics",
+    "collective",
     "overlap",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",
     "surgery.factors surgery.low_rank",

@@ -65,19 +65,19 @@ def load(name: str, weights: str | None = None) -> Predictor:
         return _open_directory(_ASSETS / name, name, weights)
     if name.startswith("local-dir:"):
         return _open_directory(Path(name.removeprefix("local-dir:")), name, weights)
-    if Path(name).is_dir():
-        from . import hf_clip
-
-        own = any((Path(name) / file).is_file() for file in (_CONFIG, "predictor.json"))
-        if not own and hf_clip.is_hf_clip(Path(name)):
-            _refuse_second(name, weights)
-            return _open_hf(Path(name), name)
-        if not (Path(name) / "predictor.json").is_file():
-            return _open_directory(Path(name), name, weights)
+    path = Path(name)
+    if (path / "predictor.json").is_file():
         from .predictor import Predictor
 
         _refuse_second(name, weights)
-        return Predictor.load(Path(name)).fold()
+        return Predictor.load(path).fold()
+    if path.is_dir():
+        from . import hf_clip
+
+        if (path / _CONFIG).is_file() or not hf_clip.is_hf_clip(path):
+            return _open_directory(path, name, weights)
+        _refuse_second(name, weights)
+        return _open_hf(path, name)
     if name.startswith("hf-hub:"):
         _refuse_second(name, weights)
         require("huggingface_hub", name)
@@ -89,9 +89,8 @@ def is_model(path: Path) -> bool:
     """Return whether a directory holds a model that `load` reads: perdure's, open_clip's, HF's."""
     from . import hf_clip
 
-    if any((path / file).is_file() for file in (_CONFIG, "predictor.json")):
-        return True
-    return hf_clip.is_hf_clip(path)
+    own = any((path / file).is_file() for file in (_CONFIG, "predictor.json"))
+    return own or hf_clip.is_hf_clip(path)
 
 
 def random_clip(seed: int = 0, **overrides: Any) -> Predictor:

@@ -58,10 +58,10 @@ def diagnose(
         find_suite(suite, data)  # before torch is imported
     if out is not None and out.exists():
         raise RunError(f"{out} exists already. Choose a new folder for --out, or remove it.")
-    from .calibration import task_of
     from .diagnosis.diagnose import diagnose as look
     from .diagnosis.diagnose import images_of
     from .diagnosis.telling import report, write
+    from .opening import task_of
     from .prediction import How
     from .runtime import Runtime
     from .subjects import find

@@ -45,12 +45,12 @@ def split_of(table: Table, row: Row) -> str:
 def hold_out(found: Sequence[tuple[str, Item]], split: str) -> list[Item]:
     """Return one side of a class that is divided by a hash of its pictures' names.
 
-    Every class with two pictures or more has some on either side.
+    Every class with two pictures or more has some on either side. What has one name stays together.
     """
-    ranked = sorted(range(len(found)), key=lambda index: digest(found[index][0]))
-    count = max(len(found) // HELD_OUT, 1) if len(found) > 1 else 0
+    ranked = sorted({name for name, _ in found}, key=digest)
+    count = max(len(ranked) // HELD_OUT, 1) if len(ranked) > 1 else 0
     held = set(ranked[:count])
-    return [item for index, (_, item) in enumerate(found) if (index in held) == (split == "val")]
+    return [item for name, item in found if (name in held) == (split == "val")]
 
 
 def digest(text: str) -> bytes:

@@ -58,6 +58,9 @@ RETRIEVAL = {
 }
 """Whose things stand in pairs, or alone on a plain ground where there is one."""
 
+RETRIEVAL_VAL = {"val": Domain(24, ("noto",), ("id", "plain"))}
+"""Pairs for choices, on which nothing is reported; other pictures than those of "id" """
+
 
 def assign(
     domain: Domain, concepts: NDArray[np.int64], places: NDArray[np.int64]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError, nearest
 from .captions import TEMPLATES as TEMPLATES
-from .emoji_domains import RETRIEVAL, SPLITS, UNTRAINED, assign
+from .emoji_domains import RETRIEVAL, RETRIEVAL_VAL, SPLITS, UNTRAINED, assign
 from .render import PRESET_NAMES, Scenes, render
 from .scenes import DOMAINS, open_scenes
 from .sheet import write_sheet
@@ -174,9 +174,9 @@ class CaptionPairs:
     """(N,), no two equal"""
 
 
-@lru_cache(maxsize=len(RETRIEVAL))
+@lru_cache(maxsize=len(RETRIEVAL | RETRIEVAL_VAL))
 def open_retrieval(domain: str) -> CaptionPairs:
-    """Open the caption retrieval pairs of "id", "rendition" or "sketch".
+    """Open the caption retrieval pairs of "id", "rendition" or "sketch", or of "val" for choices.
 
     A picture shows two things ("a rat and a ring") or one thing on a plain named background
     ("a rat on a red background"; not on `sketch`, whose paper has no named colour).
@@ -184,12 +184,13 @@ def open_retrieval(domain: str) -> CaptionPairs:
     Raises:
         DataError: If the domain is unknown.
     """
-    if domain not in RETRIEVAL:
+    known = RETRIEVAL | RETRIEVAL_VAL
+    if domain not in known:
         raise DataError(
-            f"emojishift has no retrieval domain {domain!r}. Allowed: {', '.join(RETRIEVAL)}."
-            f"{nearest(domain, RETRIEVAL)}"
+            f"emojishift has no retrieval domain {domain!r}. Allowed: {', '.join(known)}."
+            f"{nearest(domain, known)}"
         )
-    spec = RETRIEVAL[domain]
+    spec = known[domain]
     alone = _ALONE if "plain" in spec.presets else 0
     count = _PAIRS + alone
     raw = np.asarray(np.random.Philox(key=spec.code).random_raw(2 * count)).reshape(2, count)

@@ -211,9 +211,9 @@ class Own:
             return table, [row for row in table.rows if split_of(table, row) == split]
         groups: dict[str, list[tuple[str, Row]]] = {}
         for row in table.rows:
-            # Captions are all different, so they are divided as one group.
+            # Captions are all different, so they are divided as one group, picture by picture.
             group = groups.setdefault("" if table.captioned else row.number or row.text, [])
-            group.append((f"{row.path}\n{row.text}", row))
+            group.append((row.path if table.captioned else f"{row.path}\n{row.text}", row))
         kept = [row for group in groups.values() for row in hold_out(group, split)]
         return table, sorted(kept)
 

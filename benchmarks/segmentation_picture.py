@@ -18,7 +18,7 @@ from torch import Tensor
 from perdure.data.datasets import templates_for
 from perdure.data.scene_regions import ScenesWithMasks, open_scenes_with_masks
 from perdure.data.segmented import label_of
-from perdure.figures import COLOURS
+from perdure.figure_style import COLOURS
 from perdure.files import whole_file
 from perdure.predictor import Predictor
 from perdure.regions import region_inputs

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import checkpoints, foreign_contexts, foreign_modules, stored, towers, zoo
+from . import building, checkpoints, foreign_contexts, foreign_modules, stored, zoo
 from .errors import WeightsError
 from .predictor import Predictor
 
@@ -169,7 +169,7 @@ def _fill_image_tower(base: Predictor, state: dict[str, Tensor], file: Path) -> 
         checkpoints.remark(f"{file} has no text tower; it is taken from {base.source.name}.")
         state |= {name: own[name] for name in text}
         state.setdefault("logit_scale", own["logit_scale"])
-    towers.fill(base.clip, {name: value.float() for name, value in state.items()}, str(file))
+    building.fill(base.clip, {name: value.float() for name, value in state.items()}, str(file))
 
 
 def _same_architecture(found: Predictor, base: Predictor, path: Path) -> Predictor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import heads, passes, stored, towers
+from . import building, heads, passes, stored, towers
 from .batch import Pairs
 from .errors import TaskError
 from .inputs import Preprocess, Tokenizer, tokenize_prompts
@@ -329,7 +329,7 @@ class Predictor(nn.Module):
     def _described(cls, record: dict[str, Any], path: Path) -> Predictor:
         """Build, with random weights, what a `predictor.json` describes."""
         source, tokenizer, preprocess = stored.parts(record, path)
-        clip = towers.build(source.config["model_cfg"])
+        clip = building.build(source.config["model_cfg"])
         predictor = cls(clip, tokenizer, preprocess, source)
         predictor.classes = tuple(map(str, record["classes"]))
         predictor.templates = tuple(map(str, record["templates"]))

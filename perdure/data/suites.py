@@ -9,9 +9,9 @@ from ..errors import DataError, nearest
 from . import shifts, uses
 from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
+from .dividing import SHIFTED
 from .found import OWN, Found, find_found, tested
 from .hf_datasets import HF
-from .layout import SHIFTED
 from .shard_index import WDS
 from .shifts import TASK_SUITES
 from .splits import Role as Role

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from perdure import towers, zoo
+from perdure import building, towers, zoo
 from perdure.adapters import read_adapters, write_adapters
 from perdure.errors import SurgeryError
 from perdure.predictor import Predictor
@@ -53,7 +53,7 @@ def authors(golden: Any) -> tuple[Any, dict[str, Tensor]]:
     """The image tower of the golden file, and its numbers."""
     numbers = {key: torch.tensor(value) for key, value in golden("r_adapter_ovseg").items()}
     numbers = {key[11:]: one for key, one in numbers.items() if key.startswith("maskprompt/")}
-    clip: Any = towers.build(
+    clip: Any = building.build(
         {
             "embed_dim": 16, "quick_gelu": True,
             "vision_cfg": {"image_size": 8, "patch_size": 4, "width": 64, "layers": 3},

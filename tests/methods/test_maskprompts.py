@@ -19,6 +19,7 @@ from perdure.data.datasets import Half, Part, channels_of, open_dataset, with_ma
 from perdure.data.loading import Loader, eval_batches
 from perdure.data.segmented import Fusion, Proposals
 from perdure.data.suites import suite
+from perdure.diagnosis.pairs import bring_together
 from perdure.errors import TaskError
 from perdure.evaluation import evaluate
 from perdure.method import Context
@@ -253,6 +254,19 @@ def test_scores_of_segmentation_see_masks_and_strengths(run: Run) -> None:
     pairs = ((found[1.0], found[0.5]), (found[1.0], plain))
     for one, other in pairs:
         assert not any(np.allclose(a, b, atol=1e-3) for a, b in zip(one, other, strict=True))
+
+
+def test_diagnosis_says_whose_the_weights_of_the_towers_are(run: Run) -> None:
+    start = zoo.load("perdure-tiny")
+    (said,) = bring_together(start, run.predictor()).limits
+    assert "the towers' own weights are those of the start" in said
+    tuned = start.copy()
+    with torch.no_grad():
+        for value in tuned.clip.visual.parameters():
+            value.mul_(1.01)
+    tuned.attach(MaskPrompts())
+    (said,) = bring_together(start, tuned).limits
+    assert "were changed by an earlier run (model.init)" in said
 
 
 def test_updates_can_be_added_to_a_model_with_mask_prompts(run: Run) -> None:

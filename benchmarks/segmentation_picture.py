@@ -31,7 +31,9 @@ CHOSEN = {"id": 9, "rendition": 11, "sketch": 8}
 def answers(predictor: Predictor, scenes: ScenesWithMasks, row: int) -> list[str]:
     """Return the class that a model gives to each mask of a scene."""
     masks = torch.from_numpy(scenes.proposals(row).masks)
-    regions, _ = region_inputs(scenes.image(row), masks, predictor.preprocess)
+    regions, _ = region_inputs(
+        scenes.image(row), masks, predictor.preprocess, masked=predictor.takes_masks
+    )
     score = predictor.logits_fn(scenes.classes, templates_for("emojishift"))
     return [scenes.classes[int(best)] for best in score(regions).argmax(dim=1)]
 

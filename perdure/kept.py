@@ -66,18 +66,22 @@ def stamp_of(run: Path, suite: Suite, how: How, **more: Any) -> str:
 
 
 def _files(suite: Suite, how: How) -> str:
-    """Return what changes with the size and time of every file that a suite is made of."""
+    """Return what changes with the size, time or label of every file that a suite is made of."""
     digest = hashlib.sha256()
     for split in suite.splits:
         reader = DATASETS.get(split.dataset)
         if reader is not None and reader.embedded:
             continue
         try:
-            files = files_of(open_dataset(split.dataset, split.split, how.root))
+            dataset = open_dataset(split.dataset, split.split, how.root)
+            files = files_of(dataset)
         except DataError:
             files = None
         if files is None:
             return uuid4().hex
+        # What tables beside the pictures say of them may change while these stay.
+        digest.update("\n".join(dataset.classes).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(dataset.labels).tobytes())
         for file in files:
             try:
                 status = file.stat()

@@ -27,6 +27,9 @@ from .reliability import reliability_bins as reliability_bins
 from .reliability import require_pair, require_rows
 from .reliability import softmax as softmax
 
+_DRAWS = 1 << 16
+"""Draws of a bootstrap at a time"""
+
 
 def top1(logits: Floats, labels: Labels) -> float:
     """Return the share of rows whose largest logit is the label's; the first of equals counts.
@@ -182,8 +185,12 @@ def bootstrap_interval(
         raise DataError(f"values have shape {values.shape}; expected (N,) with N >= 1.")
     exact = values.astype(np.float64)
     rng = np.random.default_rng(seed)
-    means = [exact[rng.integers(0, len(exact), len(exact))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    # Many resamples at a time, in as little memory as one of a large test set; the draws and the
+    # order of every sum are those of one at a time.
+    rows, n = max(1, _DRAWS // len(exact)), len(exact)
+    sizes = [min(rows, resamples - done) for done in range(0, resamples, rows)]
+    means = [exact[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes]
+    low, high = np.quantile(np.concatenate(means), [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 
 

@@ -72,6 +72,9 @@ RETRIEVAL = {
     "rendition": Domain(22, ARTISTS, ("clean", "plain")),
     "sketch": Domain(23, PRINTS, ("paper",)),
 }
+RETRIEVAL_VAL = {"val": Domain(24, ("noto",), ("id", "plain"))}
+"""Pairs for choices, on which nothing is reported; other pictures than those of "id" """
+
 _PAIRS, _ALONE = 160, 96
 
 
@@ -231,9 +234,9 @@ class CaptionPairs:
     """(N,), no two equal"""
 
 
-@lru_cache(maxsize=len(RETRIEVAL))
+@lru_cache(maxsize=len(RETRIEVAL | RETRIEVAL_VAL))
 def open_retrieval(domain: str) -> CaptionPairs:
-    """Open the caption retrieval pairs of "id", "rendition" or "sketch".
+    """Open the caption retrieval pairs of "id", "rendition" or "sketch", or of "val" for choices.
 
     A picture shows two things ("a rat and a ring") or one thing on a plain named background
     ("a rat on a red background"; not on `sketch`, whose paper has no named colour).
@@ -241,12 +244,13 @@ def open_retrieval(domain: str) -> CaptionPairs:
     Raises:
         DataError: If the domain is unknown.
     """
-    if domain not in RETRIEVAL:
+    known = RETRIEVAL | RETRIEVAL_VAL
+    if domain not in known:
         raise DataError(
-            f"emojishift has no retrieval domain {domain!r}. Allowed: {', '.join(RETRIEVAL)}."
-            f"{nearest(domain, RETRIEVAL)}"
+            f"emojishift has no retrieval domain {domain!r}. Allowed: {', '.join(known)}."
+            f"{nearest(domain, known)}"
         )
-    spec = RETRIEVAL[domain]
+    spec = known[domain]
     alone = _ALONE if "plain" in spec.presets else 0
     count = _PAIRS + alone
     raw = np.asarray(np.random.Philox(key=spec.code).random_raw(2 * count)).reshape(2, count)

@@ -223,9 +223,9 @@ class Own:
             return table, [row for row in table.rows if _split_name(table, row) == split]
         groups: dict[str, list[tuple[str, Row]]] = {}
         for row in table.rows:
-            # Captions are all different, so they are divided as one group.
+            # Captions are all different, so they are divided as one group, picture by picture.
             group = groups.setdefault("" if table.captioned else row.number or row.text, [])
-            group.append((f"{row.path}\n{row.text}", row))
+            group.append((row.path if table.captioned else f"{row.path}\n{row.text}", row))
         kept = [row for group in groups.values() for row in hold_out(group, split)]
         return table, sorted(kept)
 
@@ -296,12 +296,12 @@ def fingerprint(own: Own, splits: Iterable[str]) -> int:
 def hold_out(found: Sequence[tuple[str, Item]], split: str) -> list[Item]:
     """Return one side of a class that is divided by a hash of its pictures' names.
 
-    Every class with two pictures or more has some on either side.
+    Every class with two pictures or more has some on either side. What has one name stays together.
     """
-    ranked = sorted(range(len(found)), key=lambda index: _digest(found[index][0]))
-    count = max(len(found) // HELD_OUT, 1) if len(found) > 1 else 0
+    ranked = sorted({name for name, _ in found}, key=_digest)
+    count = max(len(ranked) // HELD_OUT, 1) if len(ranked) > 1 else 0
     held = set(ranked[:count])
-    return [item for index, (_, item) in enumerate(found) if (index in held) == (split == "val")]
+    return [item for name, item in found if (name in held) == (split == "val")]
 
 
 def _digest(text: str) -> bytes:

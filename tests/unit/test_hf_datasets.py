@@ -177,6 +177,19 @@ def test_captions_of_one_text_and_of_lists(tmp_path: Path) -> None:
     assert "3 pictures are in train and in test: row 0 = row 0" in found.faults[0]
 
 
+def test_captions_of_one_picture_are_held_out_together(tmp_path: Path) -> None:
+    captions = [[f"caption {word} of {row}" for word in range(7)] for row in range(12)]
+    table = datasets.Dataset.from_dict(
+        {"image": [png(row) for row in range(12)], "caption": captions}
+    )
+    table.save_to_disk(tmp_path / "data")
+    sides = [open_dataset("hf", split, tmp_path / "data") for split in ("train", "val")]
+    rows = [side.listing.rows.tolist() for side in sides]
+    assert len(rows[0]) + len(rows[1]) == 12 * 7
+    assert rows[1]
+    assert not set(rows[0]) & set(rows[1])
+
+
 def test_texts_paths_and_other_names_of_columns(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(png(number))
@@ -244,6 +257,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "one class": ({"image": [png(0), png(1)], "label": ["a", "a"]}, {}, "has one class, 'a'"),
     "two names": ({"image": [png(0), png(1)], "label": ["cat", "Cat"]}, {}, "two classes"),
     "empty label": ({"image": [png(0), png(1)], "label": ["cat", None]}, {}, "row 1: label is em"),
+    "blank label": (
+        {"image": [png(0), png(1), png(2)], "label": ["cat", "dog", " "]},
+        {},
+        "row 2: label is em",
+    ),
     "empty caption": ({"image": [png(0), png(1)], "text": ["x", " "]}, {}, "row 1: text is empty"),
     "two pictures": (
         {"left": TWO, "right": TWO, "label": ["a", "b"]},

@@ -134,7 +134,7 @@ def test_files_are_written_once_and_read_back(tmp_path):
     (tmp_path / "x").mkdir()
     with pytest.raises(RunError, match="would both have"):
         propose(proposer, [tmp_path / "a.png", tmp_path / "x" / "a.png"], out)
-    with pytest.raises(DataError, match="none.png is not there"):
+    with pytest.raises(DataError, match=r"none\.png is not there"):
         propose(proposer, [tmp_path / "none.png"], out)
 
 

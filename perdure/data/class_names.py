@@ -16,6 +16,9 @@ from pathlib import Path
 from ..errors import DataError, nearest
 from .tables import Row, Table, read_lines
 
+LISTS = (".txt", ".json")
+"""Endings of files of names or prompts"""
+
 _SHOWN = 10
 """Names that an error repeats"""
 
@@ -169,6 +172,22 @@ def read_templates(file: Path) -> tuple[str, ...] | None:
             "'a photo of a {}.'."
         )
     return tuple(line for _, line in lines)
+
+
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """Return the prompts that somebody lists: one per line, or JSON; see `read_list`.
+
+    Raises:
+        DataError: As `read_list`, or one has no {} for the class name.
+    """
+    texts = read_list(file, "templates")
+    wrong = next((text for text in texts if "{}" not in text), None)
+    if wrong is not None:
+        raise DataError(
+            f"the prompt {wrong!r} of {file} has no {{}} for the class name; write it as in "
+            "'a photo of a {}.'."
+        )
+    return texts
 
 
 def read_list(file: Path, what: str, *, repeated: bool = False) -> tuple[str, ...]:

@@ -119,12 +119,17 @@ class DiagnoseSpec(_Table):
 class RunSpec(_Table):
     """How the run is carried out; apart from `precision` it does not change what is computed."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"cache"})
+
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """"auto" takes a GPU if there is one"""
     threads: Count | None = None
     """Per process; None for 1 under torchrun and else the physical cores"""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load data; 0 loads in the training process"""
+    cache: Path | None = None
+    """Directory in which decoded pictures are kept for all epochs and later runs, three bytes per
+    pixel of the training set; None decodes in every epoch. No bit of a run depends on it"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the towers; weights, logits and losses are fp32 always"""
     checkpointing: bool = False
@@ -139,7 +144,7 @@ class RunSpec(_Table):
 
 
 HOW = frozenset(
-    {"device", "threads", "workers", "checkpointing", "save_every", "keep", "log_every"}
+    {"device", "threads", "workers", "cache", "checkpointing", "save_every", "keep", "log_every"}
 )
 """Keys of `run` that may change when a run is resumed"""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,12 +15,18 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from pyarrow import parquet
 
 from perdure import training
+from perdure.data import hf_pictures
+from perdure.data.cache import source_of
 from perdure.data.check import check
 from perdure.data.datasets import open_dataset, templates_for, texts_of
+from perdure.data.hf_columns import files_outside
 from perdure.data.hf_datasets import find_hf
+from perdure.data.loading import eval_batches
 from perdure.data.suites import of_task, suite
 from perdure.errors import DataError, DependencyError
 from perdure.evaluation import evaluate
@@ -367,3 +374,43 @@ def test_captions_are_searched_and_their_files_are_known(tmp_path: Path) -> None
     files = files_of(open_dataset("hf", "test", tmp_path))
     assert files is not None
     assert [file.suffix for file in files] == [".arrow"]
+
+
+@pytest.mark.parametrize("write", [saved, of_the_hub])
+def test_pixels_are_kept_and_read_again(
+    tmp_path: Path, write: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, kept = write(tmp_path / "data"), tmp_path / "kept"
+
+    def read(cache: Path | None, split: str = "train") -> torch.Tensor:
+        data = open_dataset("hf", split, root)
+        return torch.cat(list(eval_batches(data, random_clip().preprocess, 4, cache=cache)))
+
+    plain = read(None)
+    assert torch.equal(read(kept), plain)
+    monkeypatch.setattr(hf_pictures, "decode", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(read(kept), plain)
+    monkeypatch.undo()
+    assert not torch.equal(read(kept, "test"), plain[:4])
+    assert len(list(kept.iterdir())) == 2
+
+
+def test_pictures_beside_the_table_count_among_what_is_kept(tmp_path: Path) -> None:
+    for row in range(4):
+        (tmp_path / f"{row}.png").write_bytes(png(row))
+    columns = {
+        "image": [{"bytes": None, "path": f"{row}.png"} for row in range(3)]
+        + [{"bytes": png(9), "path": "3.png"}],
+        "label": [0, 1, 0, 1],
+    }
+    (tmp_path / "data").mkdir()
+    table = datasets.Dataset.from_dict(columns, features=FEATURES).data.table
+    # The library's own writers would take the files in.
+    parquet.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
+    data = open_dataset("hf", "test", tmp_path)
+    listing = data.listing
+    outside = list(files_outside(listing.table, listing.columns.image, listing.base))
+    assert outside == [tmp_path / f"{row}.png" for row in range(3)]
+    before = source_of(data)
+    os.utime(tmp_path / "1.png", ns=(1, 1))
+    assert source_of(open_dataset("hf", "test", tmp_path)) != before

@@ -91,8 +91,8 @@ def calibrate(
         # The likelihood then only grows with sharpness, and has no best temperature.
         raise DataError(
             f"all {len(labels)} pictures of `{validation}` are classified correctly, so no "
-            "temperature can be fitted: every sharper one looks better. Add pictures to it, harder ones too; "
-            "without calibration the probabilities stay as the model gives them."
+            "temperature can be fitted: every sharper one looks better. Add pictures to it, harder "
+            "ones too; without calibration the probabilities stay as the model gives them."
         )
     temperature = metrics.fit_temperature(logits, labels)
     scaled = logits / np.float32(temperature)

@@ -12,7 +12,7 @@ from . import __version__, metrics
 from .data.datasets import validation_of
 from .data.suites import Suite
 from .data.suites import suite as find_suite
-from .errors import DataError, RunError
+from .errors import DataError, RunError, typed
 from .files import read_json, write_json
 from .opening import OWN, task_of
 from .prediction import How, gather, open_validation, stay
@@ -91,8 +91,8 @@ def calibrate(
         # The likelihood then only grows with sharpness, and has no best temperature.
         raise DataError(
             f"all {len(labels)} pictures of `{validation}` are classified correctly, so no "
-            "temperature can be fitted: every sharper one looks better. Add pictures to it, harder ones too; "
-            "without calibration the probabilities stay as the model gives them."
+            "temperature can be fitted: every sharper one looks better. Add pictures to it, harder "
+            "ones too; without calibration the probabilities stay as the model gives them."
         )
     temperature = metrics.fit_temperature(logits, labels)
     scaled = logits / np.float32(temperature)
@@ -132,7 +132,7 @@ def stored(subject: Subject) -> Calibration | None:
         return None
     path = subject.run / FILE
     record: dict[str, Any] = read_json(path)
-    again = f"make it again with: perdure calibrate {subject.run}"
+    again = f"make it again with: perdure calibrate {typed(subject.run)}"
     if record.pop("format", None) != FORMAT:
         raise RunError(f"{path} has another format than {FORMAT}, the one read here; {again}")
     record.pop("perdure", None)

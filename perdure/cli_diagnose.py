@@ -53,6 +53,7 @@ def diagnose(
     """
     from .data.suites import suite as find_suite
     from .errors import RunError
+    from .files import require_writable
 
     if suite is not None:
         find_suite(suite, data)  # before torch is imported
@@ -70,6 +71,7 @@ def diagnose(
     if out is None and subject.run is None:
         raise RunError(f"{run} is not a run, so there is no folder for it; name one with --out.")
     folder = out or Path(run) / FOLDER
+    require_writable(folder / "report.txt")  # before minutes of work
     runtime = Runtime(device, threads=threads)
     try:
         chosen, root = task_of(subject, suite, data)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import zoo
+from .data.class_names import LISTS, read_prompts
 from .data.datasets import Dataset, open_dataset, templates_for
 from .data.suites import SUITES, Suite, of_task
 from .data.suites import suite as find_suite
@@ -50,13 +51,15 @@ def load_student(model: ModelSpec, seed: int, classes: Sequence[str] = ()) -> Pr
 
 
 def find_templates(data: DataSpec) -> tuple[str, ...]:
-    """Return the prompts of the classes: given, of a named set, or those of the data set.
+    """Return the prompts of the classes: given, in a file, of a named set, or of the data set.
 
     Raises:
-        DataError: If there is no such set.
+        DataError: If there is no such set or file, or a line of it has no place for the name.
     """
     if isinstance(data.templates, tuple):
         return data.templates
+    if data.templates is not None and Path(data.templates).suffix.lower() in LISTS:
+        return read_prompts(Path(data.templates).expanduser())
     return templates_for(data.templates or data.name, data.root)
 
 

@@ -22,11 +22,13 @@ from .published import FINDERS, TASKS
 from .views import Dataset as Dataset
 from .views import Half as Half
 from .views import Part as Part
+from .views import channels_of as channels_of
 from .views import group_names_of as group_names_of
 from .views import picture_numbers as picture_numbers
 from .views import rows_of as rows_of
 from .views import texts_of as texts_of
 from .views import transform_of as transform_of
+from .views import with_masks as with_masks
 
 Sampling = Literal["own", "coop"]
 """How few-shot subsets are chosen"""

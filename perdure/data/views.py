@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -145,6 +145,23 @@ def group_names_of(dataset: Any) -> tuple[str, ...]:
     return tuple(getattr(dataset, "group_names", ()))
 
 
+def with_masks(dataset: Any) -> Any:
+    """Return a data set whose images have their masks as a fourth channel, (4, H, W), 0 or 255.
+
+    Where the images have none, or damage may have moved what is under them, it is the same one.
+    """
+    if isinstance(dataset, (Part, Half)):
+        return replace(dataset, whole=with_masks(dataset.whole))
+    return replace(dataset, masked=True) if hasattr(dataset, "masked") else dataset
+
+
+def channels_of(dataset: Any) -> int:
+    """Return how many channels images have: three, and a fourth where there are masks."""
+    while isinstance(dataset, (Part, Half)):
+        dataset = dataset.whole
+    return 4 if getattr(dataset, "masked", False) else 3
+
+
 def transform_of(dataset: Any) -> Transform:
     """Return how the pictures of a data set, or of a view of one, are decoded."""
     while isinstance(dataset, (Damaged, Part, Half)):
@@ -175,6 +192,9 @@ def picture_numbers(rows: Any) -> NDArray[np.int64]:
         return picture_numbers(rows.whole)[rows.indices]
     if isinstance(rows, Damaged):
         return picture_numbers(rows.whole)
+    numbers: NDArray[np.int64] | None = getattr(rows, "pictures", None)
+    if numbers is not None:
+        return numbers
     files: Sequence[Path] | None = getattr(rows, "files", None)
     if files is None:  # published sets count pictures in their labels
         labels: NDArray[np.int64] = rows.labels

@@ -30,6 +30,18 @@ def test_check_lists_what_is_there_and_ends_with_one_where_something_is_wrong(
     assert [part["split"] for part in document["parts"]] == ["train", "val", "test"]
 
 
+def test_where_nothing_is_found_it_is_said(perdure: Perdure, tmp_path: Path) -> None:
+    checked = perdure("data", "check", "nowhere")
+    assert checked.code == 1
+    assert "None" not in checked.err
+    for arguments in (("stats", "nowhere"), ("sheet", "nowhere", "--out", "sheet.png")):
+        answer = perdure("data", *arguments)
+        assert answer.code == 2
+        assert answer.out == ""
+        assert "cannot read the directory nowhere" in " ".join(answer.err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_suite_names_what_must_be_there(perdure: Perdure, tmp_path: Path) -> None:
     layouts.iwildcam(tmp_path)
     answer = perdure("data", "check", tmp_path, "--suite", "imagenet-shift")
@@ -59,7 +71,7 @@ def test_pictures_that_are_in_no_files_of_their_own(perdure: Perdure, tmp_path: 
     assert [(row["split"], row["pictures"]) for row in rows] == [("test", 1), ("train", 3)]
     assert perdure("data", "sheet", tmp_path / "shards", "--out", "a.png").code == 0
     twice = perdure("data", "check", tmp_path / "shards", "--duplicates", "--set", "wds")
-    assert "pictures are in train and in test: 000000 = 000000" in twice.out
+    assert "pictures are in train and in test: 0.tar/000000 = 0.tar/000000" in twice.out
     shard.write_bytes(shard.read_bytes()[:700])
     assert "is damaged behind" in perdure("data", "check", tmp_path / "shards").out
     rows = {"image": [*layouts.JPEGS, b"?"], "label": ["cat", "dog", "cat", "dog", "cat"]}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Json, columns, emit, emit_json, meter
+from .console import Json, columns, emit, emit_json, meter, say
 
 if TYPE_CHECKING:
-    from .data.findings import Findings
+    from .data.findings import Findings, Part
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data and mend tables.")
 
@@ -85,7 +85,8 @@ def check(
         )
     else:
         rows = [[str(value) for value in _row(part).values()] for part in found.parts]
-        emit(columns(_HEADER, rows, left=2))
+        if rows:
+            emit(columns(_HEADER, rows, left=2))
         for gate in gates:
             emit(
                 f"zero-shot, {gate['name']} {gate['split']}: {100 * gate['accuracy']:.1f} % of "
@@ -140,7 +141,7 @@ def stats(root: Root, sets: Sets = None, json: Json = False) -> None:
 
     rows = [
         {"name": part.name, "split": part.split, **statistics(part)}
-        for part in look(root, sets).parts
+        for part in _parts(look(root, sets), "count")
     ]
     if json:
         emit_json(rows)
@@ -166,8 +167,23 @@ def sheet(
     from .data.check import check as look
     from .sheets import sheet_of
 
-    found = look(root, sets, contents=False)
-    emit(f"Wrote {sheet_of(found.parts, root, out, per_row)}")
+    parts = _parts(look(root, sets, contents=False), "show")
+    emit(f"Wrote {sheet_of(parts, root, out, per_row)}")
+
+
+def _parts(found: Findings, what: str) -> list[Part]:
+    """Return what was found; say so if something is wrong with it.
+
+    Raises:
+        DataError: If nothing was found; says why.
+    """
+    from .errors import DataError
+
+    if not found.parts:
+        raise DataError(f"there is nothing to {what} at {found.root}: {' '.join(found.faults[:3])}")
+    if found.faults:
+        say(f"{len(found.faults)} things are wrong; perdure data check {found.root} says what.")
+    return found.parts
 
 
 def compact(

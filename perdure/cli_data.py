@@ -121,6 +121,21 @@ def _ask(model: str, found: Findings) -> list[dict[str, Any]]:
     return asked
 
 
+def _there(found: Findings) -> list[Part]:
+    """Return what can be read, and say what cannot.
+
+    Raises:
+        DataError: If nothing can.
+    """
+    from .errors import DataError
+
+    if not found.parts:
+        raise DataError(f"there is nothing to look at: {' '.join(found.faults)}")
+    for fault in found.faults:
+        say(f"Wrong: {fault}")
+    return found.parts
+
+
 def _row(part: Any) -> dict[str, Any]:
     return {
         "name": part.name,
@@ -141,7 +156,7 @@ def stats(root: Root, sets: Sets = None, json: Json = False) -> None:
 
     rows = [
         {"name": part.name, "split": part.split, **statistics(part)}
-        for part in _parts(look(root, sets), "count")
+        for part in _there(look(root, sets))
     ]
     if json:
         emit_json(rows)
@@ -167,23 +182,8 @@ def sheet(
     from .data.check import check as look
     from .sheets import sheet_of
 
-    parts = _parts(look(root, sets, contents=False), "show")
-    emit(f"Wrote {sheet_of(parts, root, out, per_row)}")
-
-
-def _parts(found: Findings, what: str) -> list[Part]:
-    """Return what was found; say so if something is wrong with it.
-
-    Raises:
-        DataError: If nothing was found; says why.
-    """
-    from .errors import DataError
-
-    if not found.parts:
-        raise DataError(f"there is nothing to {what} at {found.root}: {' '.join(found.faults[:3])}")
-    if found.faults:
-        say(f"{len(found.faults)} things are wrong; perdure data check {found.root} says what.")
-    return found.parts
+    found = look(root, sets, contents=False)
+    emit(f"Wrote {sheet_of(_there(found), root, out, per_row)}")
 
 
 def compact(

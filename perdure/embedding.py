@@ -15,7 +15,8 @@ from .data.loading import eval_batches
 from .errors import TaskError, WeightsError
 from .heads import texts_apart
 from .inputs import cut_texts
-from .prediction import How, Moves
+from .passes import embedded
+from .prediction import How, Moves, Tour
 from .predictor import Predictor
 from .towers import lengths
 
@@ -51,11 +52,11 @@ def embed_images(predictor: Predictor, moves: Moves, dataset: Dataset, how: How)
         workers=how.workers,
         cache=how.cache,
     )
+    tour = Tour(moves)
     for images in batches:
-        for position, move in moves.items():
-            move()
+        for position in tour:
             with how.halved(images.device):
-                rows = predictor.encode_image(images)
+                rows = embedded(predictor.encode_image, predictor.clip, images)
             parts[position].append(rows.float())
             _tell(how, len(images))
     return {position: _host(rows, predictor, how) for position, rows in parts.items()}
@@ -87,10 +88,10 @@ def embed_texts(predictor: Predictor, moves: Moves, texts: Sequence[str], how: H
     by_length = lengths(predictor.clip, tokens).argsort(stable=True)
     mine = by_length.tensor_split(world_size)[rank]
     parts: dict[float, list[Tensor]] = {position: [] for position in moves}
+    tour = Tour(moves)
     for some in torch.split(mine, _ROWS) if len(mine) else ():
         batch = predictor.trim(tokens[some]).to(predictor.device)
-        for position, move in moves.items():
-            move()
+        for position in tour:
             parts[position].append(predictor.encode_text(batch).float())
             _tell(how, len(some))
     back = by_length.argsort().numpy()[np.array(order, dtype=np.int64)]

@@ -48,6 +48,33 @@ def wise_ft(zero_shot: Predictor, tuned: Predictor, alpha: float) -> Predictor:
     return _average(iter(ends), (1.0 - alpha, alpha), _shared_head(ends))
 
 
+def ends_of_line(zero_shot: Predictor, tuned: Predictor) -> tuple[Predictor, Predictor]:
+    """Return both ends of the line on which `wise_ft` lies, with equal names, modules and classes.
+
+    Args:
+        zero_shot: As in `wise_ft`.
+        tuned: As in `wise_ft`.
+
+    Returns:
+        The start, always a copy, and the end, which is `tuned` itself where nothing must be done
+        to it.
+
+    Raises:
+        SurgeryError: As `wise_ft`.
+        WeightsError: As `wise_ft`.
+    """
+    start, end = _plain(zero_shot), _plain(tuned, 1.0)
+    head = _shared_head((start, end))
+    start = _with_head(start.copy(), head)
+    if head is not None and end.head is None:
+        end = _with_head(end.copy(), head)
+    start, end = with_same_modules(start, end)
+    if start.classes != end.classes:
+        raise other_classes(start.classes, end.classes)
+    require_same(start.state_dict(), end.state_dict())
+    return start, end
+
+
 def soup(members: Sequence[Predictor], shares: Sequence[float] | None = None) -> Predictor:
     """Return the weighted mean of several predictors as a new predictor.
 

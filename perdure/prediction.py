@@ -13,13 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.datasets import Dataset, Part, open_dataset, templates_for, validation_of
+from .data.datasets import (
+    Dataset,
+    Part,
+    open_dataset,
+    templates_for,
+    validation_of,
+    with_masks,
+)
 from .data.decoding import Transform
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
 from .errors import DataError, TaskError, WeightsError
 from .predictor import Predictor
 from .runtime import Runtime
+from .weights import Weights, require_same
 
 Progress = Callable[[int], None]
 """Called with the number of images scored since the last call; once per model and image."""
@@ -232,14 +240,14 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     if runtime is not None:
         place |= {"device": runtime.device, "rank": runtime.rank, "world_size": runtime.world_size}
         predictor.to(runtime.device)
-    scorers = {}
-    for position, move in moves.items():
-        move()
-        scorers[position] = predictor.logits_fn(unit.names, unit.templates)
+    scorers: dict[float, Callable[[Tensor], Tensor]] = {}
     parts: dict[float, list[Tensor]] = {position: [] for position in moves}
-    for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
-        for position, move in moves.items():
-            move()
+    tour = Tour(moves)
+    dataset = with_masks(unit.dataset) if predictor.takes_masks else unit.dataset
+    for images in eval_batches(dataset, predictor.preprocess, how.batch_size, **place):
+        for position in tour:
+            if position not in scorers:
+                scorers[position] = predictor.logits_fn(unit.names, unit.templates)
             with how.halved(images.device):
                 logits = scorers[position](images)
             parts[position].append(select_columns(logits.float(), unit.columns))
@@ -253,8 +261,45 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     }
 
 
+class Tour:
+    """Goes through positions again and again, forth and then back, moving no more than it must.
+
+    Args:
+        moves: Positions and how to get there.
+    """
+
+    def __init__(self, moves: Moves) -> None:
+        self.moves = moves
+        self._order = list(moves)
+        self._here: float | None = None
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield every position once, with the weights there."""
+        if self._here is not None:
+            self._order.reverse()  # begins where the last tour ended
+        for position in self._order:
+            if position != self._here:
+                self.moves[position]()
+                self._here = position
+            yield position
+
+
 def stay() -> None:
     """Leave the weights where they are."""
+
+
+@torch.no_grad()
+def put(predictor: Predictor, weights: Weights) -> None:
+    """Give a predictor any weights of the same names and shapes, in place.
+
+    Raises:
+        WeightsError: If names or shapes differ.
+    """
+    live = predictor.state_dict()
+    require_same(live, weights)
+    # As `load_state_dict`, which takes several times as long as the copies themselves.
+    for name, value in weights.items():
+        live[name].copy_(value)
 
 
 def select_columns(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:

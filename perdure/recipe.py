@@ -61,7 +61,8 @@ class DataSpec(_Table):
     """How `shots` are chosen: as the data set does, or the published subsets of each seed, which
     for validation take at most 4 images per class"""
     templates: tuple[str, ...] | str | None = None
-    """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
+    """Prompts with {} for the class name, the name of a known set of them, a file of them (one per
+    line, or .json), or the data's own"""
     damaged: Literal["error", "skip"] = "error"
     """What happens to damaged samples of shards (`name: wds`): training does not start, or they are
     left out and counted"""
@@ -118,12 +119,17 @@ class DiagnoseSpec(_Table):
 class RunSpec(_Table):
     """How the run is carried out; apart from `precision` it does not change what is computed."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"cache"})
+
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     """"auto" takes a GPU if there is one"""
     threads: Count | None = None
     """Per process; None for 1 under torchrun and else the physical cores"""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that load data; 0 loads in the training process"""
+    cache: Path | None = None
+    """Directory in which decoded pictures are kept for all epochs and later runs, three bytes per
+    pixel of the training set; None decodes in every epoch. No bit of a run depends on it"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the towers; weights, logits and losses are fp32 always"""
     checkpointing: bool = False
@@ -138,7 +144,7 @@ class RunSpec(_Table):
 
 
 HOW = frozenset(
-    {"device", "threads", "workers", "checkpointing", "save_every", "keep", "log_every"}
+    {"device", "threads", "workers", "cache", "checkpointing", "save_every", "keep", "log_every"}
 )
 """Keys of `run` that may change when a run is resumed"""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from .evaluation import (
     write_whole,
 )
 from .kept import Kept, read_whole
-from .prediction import How, Moves, stay
+from .prediction import How, Moves, put, stay
 from .predictor import Predictor
 from .run import Run
 from .subjects import Subject
@@ -42,15 +43,9 @@ class _Group:
         if len(self.members) == 1:
             return {float(self.members[0]): stay}
         return {
-            float(number): self._put(weights)
+            float(number): partial(put, self.predictor, weights)
             for number, weights in zip(self.members, self.weights, strict=True)
         }
-
-    def _put(self, weights: dict[str, Tensor]) -> Callable[[], None]:
-        def put() -> None:
-            self.predictor.load_state_dict(weights)
-
-        return put
 
 
 def evaluate_all(

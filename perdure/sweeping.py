@@ -13,14 +13,14 @@ from .data.suites import suite as find_suite
 from .errors import RunError, WeightsError
 from .evaluation import Scores, evaluate_points, warn_of_training
 from .files import read_json, write_json
-from .interpolation import wise_ft
+from .interpolation import ends_of_line
 from .kept import Kept, stamp_of
-from .prediction import How
+from .prediction import How, put
 from .predictor import Predictor
 from .records import document
 from .run import Run
 from .subjects import Subject, find, sha256_of
-from .weights import Weights, lerp, require_same
+from .weights import Weights, lerp_tensor, require_same
 
 ALPHAS = tuple(step / 8 for step in range(9))
 """0, 0.125, ..., 1: where curves are drawn and compared"""
@@ -32,31 +32,35 @@ class Line:
     Args:
         zero_shot: The start of the fine-tuning; its copy gets the zero-shot head if `tuned` has
             a head.
-        tuned: Its end.
+        tuned: Its end, whose weights are read as long as the line is in use.
 
     Raises:
         WeightsError: If the ends do not fit together.
     """
 
     def __init__(self, zero_shot: Predictor, tuned: Predictor) -> None:
-        # The ends may have been given heads, so they are taken from the merge, not from the
-        # arguments.
-        self.moving = wise_ft(zero_shot, tuned, 0.0)
+        self.moving, end = ends_of_line(zero_shot, tuned)
         self.start = {name: value.clone() for name, value in self.moving.state_dict().items()}
-        self.end = wise_ft(zero_shot, tuned, 1.0).state_dict()
+        self.end = end.state_dict()
+        require_same(self.start, self.end)
 
     def at(self, alpha: float) -> Callable[[], None]:
         """Return what moves `moving` to (1 - alpha) start + alpha end."""
-        return lambda: self.put(lerp(self.start, self.end, alpha))
+        return lambda: self._go(alpha)
 
     def put(self, weights: Weights) -> None:
         """Give `moving` any weights of the same names and shapes."""
-        live = self.moving.state_dict()
-        require_same(live, weights)
-        # As `load_state_dict`, which takes several times as long as the copies themselves.
-        with torch.no_grad():
-            for name, value in weights.items():
-                live[name].copy_(value)
+        put(self.moving, weights)
+
+    @torch.no_grad()
+    def _go(self, alpha: float) -> None:
+        for name, live in self.moving.state_dict().items():
+            a, b = self.start[name], self.end[name]
+            alike = a.dtype == b.dtype == live.dtype and a.device == b.device == live.device
+            if alike and live.is_floating_point():
+                torch.lerp(a, b, alpha, out=live)  # the same numbers without a copy between
+            else:
+                live.copy_(lerp_tensor(a, b, alpha))
 
 
 def sweep(

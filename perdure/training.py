@@ -15,6 +15,7 @@ from .cached_views import embed_views, reuse, tell
 from .data.loading import alive_workers
 from .errors import DataError, DivergedError
 from .files import finite
+from .kept_pictures import use_kept
 from .loop import Tick, steps
 from .recipe import Recipe
 from .run import Run
@@ -72,6 +73,7 @@ def train(
         say = _ignore
     try:
         work = Work.prepare(recipe, runtime)
+        use_kept(work.loader, recipe.run.cache, runtime, say)
         cached = embed_views(work.learner, work.loader, recipe.data.views, work.total, runtime, say)
         said = work.begin_guard(run)
         runtime.wait()  # nobody may find the directory that the main process makes now
@@ -89,6 +91,7 @@ def train(
                 runtime.wait()
                 del work  # its memory is needed
                 work = Work.prepare(recipe, runtime)
+                use_kept(work.loader, recipe.run.cache, runtime, say)
                 reuse(cached, work.loader)
         runtime.wait()
     except (DivergedError, DataError) as error:

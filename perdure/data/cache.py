@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ..errors import DataError, RunError
 from ..files import read_json, whole_directory, write_json
 from ..inputs import Preprocess
 from .damaged import MADE_ANEW, Damaged
+from .hf_columns import files_outside
+from .hf_pictures import HfPictures
 from .own import OwnPictures
 from .pictures import Published
 from .shards import Shards
@@ -40,7 +43,7 @@ def made_from(dataset: Any, preprocess: Preprocess) -> dict[str, Any]:
         "format": FORMAT,
         "data": dataset.name,
         "images": len(dataset),
-        "source": _hash(_sources(dataset)),
+        "source": source_of(dataset),
         "transform": transform_of(dataset),
         "size": preprocess.size,
         "interpolation": preprocess.interpolation,
@@ -63,9 +66,9 @@ def open_kept(
         RunError: If they cannot be written.
     """
     key = made_from(dataset, preprocess)
-    entry = folder / f"{dataset.name}-{_hash([json.dumps(key).encode()])[:16]}"
+    entry = entry_of(folder, dataset.name, key)
     if not entry.exists():
-        with whole_directory(entry) as temporary:
+        with new_entry(entry) as temporary:
             shape = (len(dataset), 3, preprocess.size, preprocess.size)
             pixels = np.lib.format.open_memmap(
                 temporary / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape
@@ -89,6 +92,37 @@ def open_kept(
     )
 
 
+def entry_of(folder: Path, name: str, key: Mapping[str, Any]) -> Path:
+    """Return the directory of the pixels that a key stands for."""
+    return folder.expanduser() / f"{name}-{_hash([json.dumps(key).encode()])[:16]}"
+
+
+def source_of(dataset: Any) -> str:
+    """Return what changes with the files of a data set, their sizes and times, and its rows.
+
+    Raises:
+        DataError: If its pictures are no files.
+    """
+    return _hash(_sources(dataset))
+
+
+@contextmanager
+def new_entry(entry: Path) -> Iterator[Path]:
+    """Yield a directory that becomes an entry, unless another process has made it meanwhile.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    with suppress(_Theirs), whole_directory(entry) as temporary:
+        yield temporary
+        if entry.exists():
+            raise _Theirs
+
+
+class _Theirs(Exception):
+    """Another process was faster; nobody outside sees this."""
+
+
 def _sources(dataset: Any) -> Iterator[bytes]:
     """Yield what tells the images of a data set from others."""
     if isinstance(dataset, Damaged):
@@ -109,11 +143,29 @@ def _sources(dataset: Any) -> Iterator[bytes]:
     elif isinstance(dataset, Shards):
         yield dataset.index.places[dataset.kept].tobytes()
         yield from (_state(shard) for shard in dataset.index.shards)
+    elif isinstance(dataset, HfPictures):
+        yield from _hf_sources(dataset)
     else:
         raise DataError(
             f"{dataset.name} has no picture files of which pixels could be kept; leave --cache "
-            "away."
+            "(in recipes run.cache) away."
         )
+
+
+def _hf_sources(dataset: HfPictures) -> Iterator[bytes]:
+    """Yield what tells the pictures of a table from others: its files, and those it points to."""
+    listing = dataset.listing
+    tables = [place["filename"] for place in listing.table.cache_files]
+    if not tables:
+        raise DataError(
+            f"split {dataset.split} of {listing.base} was loaded into memory, so that nothing says "
+            "whether it has changed; leave --cache (in recipes run.cache) away, or unset "
+            "HF_DATASETS_IN_MEMORY_MAX_SIZE."
+        )
+    yield f"{dataset.split} {listing.columns.image}".encode()
+    yield listing.rows[dataset.kept].astype(np.int64).tobytes()
+    yield from map(_state, tables)
+    yield from map(_state, files_outside(listing.table, listing.columns.image, listing.base))
 
 
 def _state(file: Path | str) -> bytes:

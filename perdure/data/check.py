@@ -226,8 +226,7 @@ def statistics(part: Part) -> dict[str, float | int]:
     if catalog is None:
         return part.numbers
     if catalog.captioned:
-        own = catalog.labels if catalog.read is not None else catalog.paths
-        each = np.unique(own, return_counts=True)[1]
+        each = np.unique(catalog.paths, return_counts=True)[1]
         lengths = [len(text) for text in catalog.classes]
         return {
             "captions": len(catalog),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,12 @@ def labels_of(table: Any, columns: Columns, where: str) -> list[str]:
     Raises:
         DataError: If a row has none.
     """
-    column = table.data.column(columns.text)
-    if column.null_count:
-        row = next(row for row, value in enumerate(column.to_pylist()) if value is None)
-        raise DataError(f"{where}, row {row}: {columns.text} is empty; every row needs a label.")
-    values = column.to_pylist()
+    values = table.data.column(columns.text).to_pylist()
+    for row, value in enumerate(values):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise DataError(
+                f"{where}, row {row}: {columns.text} is empty; every row needs a label."
+            )
     if columns.names is None:
         return [str(value).strip() for value in values]
     count = len(columns.names)
@@ -191,6 +192,16 @@ def contents_of(table: Any, column: str, row: int, base: Path) -> bytes:
             f"{base}, row {row}: cannot read the picture {path} ({reason}); paths are relative to "
             f"{base}."
         ) from None
+
+
+def files_outside(table: Any, column: str, base: Path) -> Iterator[Path]:
+    """Yield the files of pictures that a table does not hold itself but names."""
+    for chunk in table.data.column(column).chunks:
+        names = chunk
+        if str(chunk.type).startswith("struct"):
+            names = chunk.field("path").filter(chunk.field("bytes").is_null())
+        if str(names.type) in ("string", "large_string"):
+            yield from (base / name for name in names.to_pylist() if name and "://" not in name)
 
 
 def _one(

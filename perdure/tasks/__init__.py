@@ -101,7 +101,7 @@ TASKS: dict[Task, Entry] = {
     "classify": Entry(
         "perdure.tasks.classify",
         "images",
-        {"macro-F1": "macro_f1", "ECE": "ece", "NLL": "nll"},
+        {"macro-F1": "macro_f1", "worst group": "worst_group_accuracy", "ECE": "ece", "NLL": "nll"},
         ways=True,
     ),
     "retrieve": Entry(

@@ -6,7 +6,7 @@ does not grow with the pictures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..data.segmented import UNKNOWN, Segmented, label_of, open_segmented
 from ..data.splits import Split, Suite
 from ..errors import DataError, WeightsError
 from ..overlap import Overlap, confusion, iou, miou_interval, overlap, overlap_scores
-from ..prediction import How, Moves, spread_rows
+from ..prediction import How, Moves, Tour, spread_rows
 from ..predictor import Predictor
 from ..regions import fuse, label_map, region_inputs
 from . import Judged, Outcomes, short_hash
@@ -91,15 +91,13 @@ class Segmentation:
             predictor.to(runtime.device)
             rows = shard(rows, runtime.rank, runtime.world_size)
         classifier = "head" if set(self.classes) <= set(predictor.classes) else "text"
-        scorers, tallies = {}, {}
-        for position, move in moves.items():
-            move()
-            scorers[position] = predictor.logits_fn(self.classes, self.templates)
-            tallies[position] = _Tally()
+        scorers: dict[float, Callable[[Tensor], Tensor]] = {}
+        tallies, tour = {position: _Tally() for position in moves}, Tour(moves)
         for group in self._groups(rows, predictor, how.batch_size):
             regions = torch.cat([one.regions for one in group])
-            for position, move in moves.items():
-                move()
+            for position in tour:
+                if position not in scorers:
+                    scorers[position] = predictor.logits_fn(self.classes, self.templates)
                 chances = [
                     _finite(scorers[position](part.to(predictor.device))).softmax(1).cpu()
                     for part in torch.split(regions, how.batch_size)
@@ -135,7 +133,9 @@ class Segmentation:
         image = self.scenes.image(row)
         whole = full_size(masks, (image.shape[1], image.shape[2]))
         solid = whole if whole.dtype == torch.bool else whole > fusion.threshold
-        regions, valid = region_inputs(image, solid, predictor.preprocess, expand=fusion.expand)
+        regions, valid = region_inputs(
+            image, solid, predictor.preprocess, expand=fusion.expand, masked=predictor.takes_masks
+        )
         proposed = None
         if proposals.class_logits is not None:
             proposed = torch.from_numpy(proposals.class_logits).softmax(1)[:, :-1]

@@ -31,6 +31,17 @@ def test_check_lists_what_is_there_and_ends_with_one_where_something_is_wrong(
     assert [part["split"] for part in document["parts"]] == ["train", "val", "test"]
 
 
+def test_where_nothing_is_found_it_is_said(perdure: Perdure, tmp_path: Path) -> None:
+    sheet = ("sheet", "nowhere", "--out", "sheet.png")
+    for arguments in (("check", "nowhere"), ("stats", "nowhere"), sheet):
+        answer = perdure("data", *arguments)
+        assert answer.code == 2
+        assert answer.out == ""
+        assert "cannot read nowhere" in " ".join(answer.err.split())
+        assert "None" not in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_suite_names_what_must_be_there(perdure: Perdure, tmp_path: Path) -> None:
     layouts.iwildcam(tmp_path)
     answer = perdure("data", "check", tmp_path, "--suite", "imagenet-shift")
@@ -60,7 +71,7 @@ def test_pictures_that_are_in_no_files_of_their_own(perdure: Perdure, tmp_path: 
     assert [(row["split"], row["pictures"]) for row in rows] == [("test", 1), ("train", 3)]
     assert perdure("data", "sheet", tmp_path / "shards", "--out", "a.png").code == 0
     twice = perdure("data", "check", tmp_path / "shards", "--duplicates", "--set", "wds")
-    assert "pictures are in train and in test: 000000 = 000000" in twice.out
+    assert "pictures are in train and in test: 0.tar/000000 = 0.tar/000000" in twice.out
     shard.write_bytes(shard.read_bytes()[:700])
     assert "is damaged behind" in perdure("data", "check", tmp_path / "shards").out
     rows = {"image": [*layouts.JPEGS, b"?"], "label": ["cat", "dog", "cat", "dog", "cat"]}
@@ -190,7 +201,7 @@ def test_one_row_is_enough_where_captions_are_counted(perdure: Perdure, tmp_path
     table.write_text("filepath,label\na.jpg,cat\n")
     answer = perdure("data", "stats", table)
     assert (answer.code, answer.out) == (2, "")
-    assert "there is nothing to count at" in answer.err
+    assert "there is nothing to look at" in answer.err
     assert "has one class, 'cat'" in " ".join(answer.err.split())
     done = perdure("data", "compact", table, "--out", "small.csv", "--json")
     assert json.loads(done.out) == {"rows": 1, "pictures": 1, "classes": 1}
@@ -227,4 +238,4 @@ def test_what_is_left_of_a_broken_copy_is_counted_with_a_remark(
     (tmp_path / "dtd/images/val-bus-0.jpg").unlink()
     answer = perdure("data", "stats", tmp_path, "--json")
     assert len(json.loads(answer.out)) == 3
-    assert "1 things are wrong; perdure data check" in answer.err
+    assert "Wrong: dtd, val: 1 files are not there: val-bus-0.jpg." in answer.err

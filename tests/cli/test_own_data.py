@@ -134,6 +134,9 @@ def test_captions_train_contrastive_methods_alone(perdure: Perdure, pictures: Pa
     made = perdure("train", "own/flyp", "--out", "run", "--set", f"data.root={table}", *sets)
     assert made.code == 0, made.err
     assert f"--suite own --data {table}" in made.out.replace("\n", "")
+    assert perdure("alpha", "run").out.startswith("fixed: alpha 0.8\n")
+    refused = perdure("alpha", "run", "--method", "id_one_se")
+    assert "has no split test" in " ".join(refused.err.split())
     refused = perdure("eval", "run", "--suite", "own", "--data", table)
     assert refused.code == 2
     assert "captions, no labels" in refused.err

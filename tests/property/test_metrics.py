@@ -1,5 +1,7 @@
 """Metrics: bounds, what they are blind to, and relations between them."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,6 +96,16 @@ def test_bootstrap_interval_lies_within_the_values(seed, rows, level):
     values = np.random.default_rng(seed).normal(size=rows)
     low, high = metrics.bootstrap_interval(values, level, resamples=50)
     assert values.min() - 1e-12 <= low <= high <= values.max() + 1e-12
+
+
+@given(SEEDS, st.integers(1, 200), st.integers(1, 40), st.sampled_from([1, 64, 1000]))
+def test_bootstrap_interval_is_that_of_one_resample_at_a_time(seed, rows, resamples, draws):
+    values = np.random.default_rng(seed).normal(size=rows)
+    rng = np.random.default_rng(seed)
+    means = [values[rng.integers(0, rows, rows)].mean() for _ in range(resamples)]
+    with patch.object(metrics, "_DRAWS", draws):
+        found = metrics.bootstrap_interval(values, 0.9, seed, resamples)
+    assert found == tuple(np.quantile(means, [(1 - 0.9) / 2, (1 + 0.9) / 2]))
 
 
 @given(SEEDS, SIZES)

@@ -167,7 +167,7 @@ def test_retrieval_scores_what_is_there(tmp_path: Path) -> None:
         suite("retrieval", tmp_path)
     shutil.rmtree(tmp_path / "coco")
     shutil.rmtree(tmp_path / "flickr30k")
-    with pytest.raises(DataError, match="finds neither coco nor flickr30k nor a table"):
+    with pytest.raises(DataError, match="finds neither coco nor flickr30k nor captions"):
         suite("retrieval", tmp_path)
     with pytest.raises(DataError, match="add --data ROOT"):
         suite("retrieval")

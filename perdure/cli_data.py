@@ -85,7 +85,8 @@ def check(
         )
     else:
         rows = [[str(value) for value in _row(part).values()] for part in found.parts]
-        emit(columns(_HEADER, rows, left=2))
+        if rows:
+            emit(columns(_HEADER, rows, left=2))
         for gate in gates:
             emit(
                 f"zero-shot, {gate['name']} {gate['split']}: {100 * gate['accuracy']:.1f} % of "

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from perdure.comparison import over_seeds
-from perdure.figures import COLOURS, STYLE
+from perdure.figure_style import COLOURS, STYLE
 from perdure.predictor import Predictor
 from perdure.surgery.adapter import Adapter
 from perdure.surgery.residual import adapters

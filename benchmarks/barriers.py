@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from perdure import metrics, train, zoo
 from perdure.comparison import over_seeds
+from perdure.figure_style import COLOURS, picture
 from perdure.files import read_json, write_json
 from perdure.path import scan
 from perdure.prediction import How
@@ -156,17 +157,9 @@ def intervals(figures: Mapping[str, Any], kind: str) -> list[Mapping[str, float]
 
 def draw(figures: Mapping[str, Any], out: Path) -> None:
     """Draw accuracy and loss along all lines, mean over seeds, single seeds faint."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from perdure.figures import COLOURS, STYLE
-
     seeds = sorted(figures)
-    with rc_context(STYLE):
-        picture = Figure(figsize=(9.2, 6.0), layout="constrained")
-        FigureCanvasAgg(picture)
-        panels = picture.subplots(2, 2, sharex="col", sharey="row", width_ratios=(2, 1))
+    with picture(out, figsize=(9.2, 6.0)) as figure:
+        panels = figure.subplots(2, 2, sharex="col", sharey="row", width_ratios=(2, 1))
         for row, what in enumerate(("accuracy", "nll")):
             for role, colour in zip(("id", "ood"), COLOURS, strict=False):
                 for number in range(4):
@@ -193,13 +186,11 @@ def draw(figures: Mapping[str, Any], out: Path) -> None:
         panels[0][0].set_title("no barrier: zero-shot, repaired, tuned", fontsize=10)
         panels[0][1].set_title("a barrier", fontsize=10)
         panels[0][0].legend(fontsize=8, loc="lower left")
-        picture.suptitle(
+        figure.suptitle(
             f"{SUITE}: straight lines between models in all weights, {named(seeds)}, "
             f"{LIMIT} images per set; OOD: mean of the shifted sets",
             fontsize=10, x=0.01, ha="left",
         )  # fmt: skip
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture.savefig(out, format="png")
 
 
 def main() -> None:

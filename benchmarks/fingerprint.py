@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from perdure.data.emojishift import SPLITS, open_emojishift
+from perdure.data.emoji_domains import SPLITS
+from perdure.data.emojishift import open_emojishift
 
 OUT = Path("tests/golden/emojishift_world.npz")
 

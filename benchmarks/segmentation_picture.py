@@ -18,7 +18,7 @@ from torch import Tensor
 from perdure.data.datasets import templates_for
 from perdure.data.scene_regions import ScenesWithMasks, open_scenes_with_masks
 from perdure.data.segmented import label_of
-from perdure.figures import COLOURS
+from perdure.figure_style import COLOURS
 from perdure.files import whole_file
 from perdure.predictor import Predictor
 from perdure.regions import region_inputs
@@ -31,7 +31,9 @@ CHOSEN = {"id": 9, "rendition": 11, "sketch": 8}
 def answers(predictor: Predictor, scenes: ScenesWithMasks, row: int) -> list[str]:
     """Return the class that a model gives to each mask of a scene."""
     masks = torch.from_numpy(scenes.proposals(row).masks)
-    regions, _ = region_inputs(scenes.image(row), masks, predictor.preprocess)
+    regions, _ = region_inputs(
+        scenes.image(row), masks, predictor.preprocess, masked=predictor.takes_masks
+    )
     score = predictor.logits_fn(scenes.classes, templates_for("emojishift"))
     return [scenes.classes[int(best)] for best in score(regions).argmax(dim=1)]
 

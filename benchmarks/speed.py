@@ -87,7 +87,7 @@ def average_alone(rounds: int) -> tuple[str, int]:
     """Compare one update of an average of a ViT-B/16's weights; also its operators."""
     from open_clip import get_model_config
 
-    from perdure.towers import build
+    from perdure.building import build
 
     with torch.device("meta"):
         names = {

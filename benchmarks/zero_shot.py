@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from perdure.data.captions import TEMPLATES
-from perdure.data.emojishift import SPLITS, open_emojishift
+from perdure.data.emoji_domains import SPLITS
+from perdure.data.emojishift import open_emojishift
 from perdure.files import write_json
 from perdure.prediction import predict
 from perdure.zoo import load

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from .processes import Termination
+import sys
 
 
 def main() -> None:
     """Run the command line in a process of its own, which can be stopped from now on."""
-    with Termination(last=True):
-        from .cli import run
+    try:
+        from .processes import Termination
 
-        run()
+        with Termination(last=True):
+            from .cli import run
+
+            run()
+    except KeyboardInterrupt:  # it came before anybody listened
+        exec("")  # as in `Termination`
+        print("Stopped by SIGINT.", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def base_record(predictor: Predictor) -> dict[str, str]:
         raise WeightsError(
             f"below its added modules this model is not {title(source.name, source.weights)}: it "
             "was trained or merged before (model.init), and such weights have no name. Export the "
-            "whole model with --to open_clip."
+            "whole model with --to open_clip, or, where that refuses it too, keep the run's "
+            "predictor/."
         )
     return {"name": source.name, "weights": source.weights, "sha256": found}
 

@@ -9,25 +9,19 @@ from typing import Any, Literal
 import numpy as np
 
 from . import __version__, metrics
-from .data.suites import SUITES, Suite, of_task
+from .data.datasets import validation_of
+from .data.suites import Suite
 from .data.suites import suite as find_suite
-from .errors import DataError, RunError
+from .errors import DataError, RunError, typed
 from .files import read_json, write_json
+from .opening import OWN, task_of
 from .prediction import How, gather, open_validation, stay
-from .recipe import DataSpec
-from .subjects import Subject, find, hash_of_result, trained_on
+from .subjects import Subject, find, hash_of_result
 
 FORMAT = 1
 """Version of the file; raised when an older reader would misunderstand it."""
 
 FILE = "calibration.json"
-
-
-DEFAULT = "emojishift"
-"""Suite whose task is calibrated where a merge result has no training of its own"""
-
-OWN = ("own", "hf")
-"""Names of a person's own data, as data and as suites"""
 
 Classifier = Literal["head", "text"]
 """What scores: the linear head, or the text tower; each has a temperature of its own"""
@@ -45,6 +39,7 @@ class Calibration:
     """Hash of the suite's definition"""
     dataset: str
     split: str
+    """As the data set calls its validation split"""
     n: int
     """Images it was fitted on"""
     accuracy: float
@@ -90,23 +85,24 @@ def calibrate(
     unit = open_validation(chosen, how)
     predictor = subject.predictor()
     logits, labels = gather(predictor, {0.0: stay}, unit, how)[0.0]
+    inside = next(split for split in chosen.splits if split.role in ("id", "base"))
+    validation = validation_of(inside.dataset) or inside.split
     if metrics.top1(logits, labels) == 1.0:
         # The likelihood then only grows with sharpness, and has no best temperature.
         raise DataError(
-            f"all {len(labels)} pictures of `val` are classified correctly, so no temperature can "
-            "be fitted: every sharper one looks better. Add pictures to `val`, harder ones too; "
-            "without calibration the probabilities stay as the model gives them."
+            f"all {len(labels)} pictures of `{validation}` are classified correctly, so no "
+            "temperature can be fitted: every sharper one looks better. Add pictures to it, harder "
+            "ones too; without calibration the probabilities stay as the model gives them."
         )
     temperature = metrics.fit_temperature(logits, labels)
     scaled = logits / np.float32(temperature)
-    inside = next(split for split in chosen.splits if split.role in ("id", "base"))
     found = Calibration(
         temperature=temperature,
         classifier=classifier_of(predictor.classes, unit.names),
         suite=chosen.name,
         definition=chosen.definition,
         dataset=inside.dataset,
-        split="val",
+        split=validation,
         n=len(labels),
         accuracy=metrics.top1(logits, labels),
         nll_before=metrics.nll(logits, labels),
@@ -119,52 +115,6 @@ def calibrate(
         record = {"format": FORMAT, "perdure": __version__, **asdict(found)}
         write_json(subject.run / FILE, record)
     return found
-
-
-def task_of(
-    subject: Subject, suite: Suite | str | None, root: Path | None
-) -> tuple[Suite, Path | None]:
-    """Return the suite of a subject's task, and where its data are.
-
-    Args:
-        subject: A run or merge result.
-        suite: As asked for; None for the suite of the task that it was trained on.
-        root: As asked for; where nobody asks, own data are where the recipe says.
-
-    Raises:
-        DataError: If there is no such suite, none for the task, or the data have gone.
-    """
-    if isinstance(suite, Suite):
-        return suite, root
-    data = trained_on(subject)
-    name = suite or (DEFAULT if data is None else _suite_of(data))
-    if data is not None and data.name in OWN and name.endswith(data.name):
-        root = root or _place(data, subject)
-    return find_suite(name, root), root
-
-
-def _place(data: DataSpec, subject: Subject) -> Path | None:
-    """Return where the recipe says that own data are.
-
-    Raises:
-        DataError: If there is nothing any more.
-    """
-    if data.root is not None and not data.root.expanduser().exists():
-        raise DataError(
-            f"{data.root}, the data that {subject.name} was trained on, is not there (any more, or "
-            "seen from this directory); add --data ROOT with the place where it is now."
-        )
-    return data.root
-
-
-def _suite_of(data: DataSpec) -> str:
-    """Return the suite that scores the classes a run was trained on, and not their `val` split."""
-    if (found := of_task(data.name, data.classes)) is not None:
-        return found
-    raise DataError(
-        f"no suite scores data {data.name!r} with classes {data.classes!r}, so the task has to be "
-        f"named: add --suite NAME, one of {', '.join(SUITES)}."
-    )
 
 
 def classifier_of(trained: tuple[str, ...], names: tuple[str, ...]) -> Classifier:
@@ -182,7 +132,7 @@ def stored(subject: Subject) -> Calibration | None:
         return None
     path = subject.run / FILE
     record: dict[str, Any] = read_json(path)
-    again = f"make it again with: perdure calibrate {subject.run}"
+    again = f"make it again with: perdure calibrate {typed(subject.run)}"
     if record.pop("format", None) != FORMAT:
         raise RunError(f"{path} has another format than {FORMAT}, the one read here; {again}")
     record.pop("perdure", None)

@@ -110,8 +110,7 @@ def _run(arguments: list[str] | None) -> None:
 
 def _drop_output() -> None:
     """Forget what cannot be printed; Python otherwise complains when it ends."""
-    if sys.__stdout__ is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _end_quietly() -> NoReturn:
@@ -182,7 +181,7 @@ app.command(
         "perdure eval perdure-tiny --suite emojishift --out runs/zero-shot",
         "perdure eval perdure-tiny runs/flyp --ensemble mean --shares 1,3",
         "perdure eval perdure-tiny runs/flyp --ensemble vrf",
-        "perdure eval runs/regions --suite segmentation --data DIRECTORY",
+        "perdure eval runs/radapter-regions --suite segmentation --data DIRECTORY",
     ),
 )(cli_eval.evaluate)
 app.command(

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import (
+    Cache,
     Data,
     Device,
     Json,
     Limit,
+    Precision,
     Threads,
+    Workers,
     clock,
     columns,
     emit,
@@ -34,8 +37,11 @@ ALPHA_RULES = (
 def alpha(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished training run.")],
     suite: Annotated[
-        str, typer.Option("--suite", metavar="NAME", help="Whose task; its `val` split is used.")
-    ] = "emojishift",
+        str | None,
+        typer.Option(
+            "--suite", metavar="NAME", help="Whose task; its `val` split is used. The run's own."
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option("--method", metavar="|".join(ALPHA_RULES), help="The rule.")
     ] = "fixed",
@@ -57,14 +63,19 @@ def alpha(
         float, typer.Option("--deep", help="lines: share of the last block, above 0 to 1.")
     ] = 1.0,
     task: Annotated[
-        str,
-        typer.Option("--task", metavar="classification|retrieval|segmentation", help="fixed."),
-    ] = "classification",
+        str | None,
+        typer.Option(
+            "--task", metavar="classification|retrieval|segmentation", help="fixed; the run's own."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="RUN", help="Write the merged model as a run.")
     ] = None,
     limit: Limit = None,
     data: Data = None,
+    precision: Precision = "fp32",
+    workers: Workers = 0,
+    cache: Cache = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -73,15 +84,16 @@ def alpha(
 
     Without shifted data: by a convention (fixed), by validation accuracy (id_one_se), by a shorter
     training without half of the classes (leave_concepts_out), by the weights (stock, mono, lines),
-    or for each image (dynamic). Works for any run with a zero-shot start. Says when to distrust the
-    choice; --out writes the merged model.
+    or for each image (dynamic). Runs trained on captions are judged by mean recall. Works for any
+    run with a zero-shot start. Says when to distrust the choice; --out writes the merged model.
     """
     if method not in ALPHA_RULES:
         hint = nearest(method, ALPHA_RULES) or f"choose one of {', '.join(ALPHA_RULES)}."
         raise typer.BadParameter(f"no rule is called {method!r}; {hint}", param_hint="--method")
-    from .data.suites import suite as find_suite
+    if suite is not None:  # before torch is imported
+        from .data.suites import suite as find_suite
 
-    chosen = find_suite(suite, data)
+        find_suite(suite, data)
     from .alpha.report import Options
     from .alpha.select import select_alpha, write_choice
     from .errors import RunError
@@ -95,8 +107,9 @@ def alpha(
     )
     runtime = Runtime(device, threads=threads)
     try:
-        how = How(root=data, limit=limit, runtime=runtime)
-        found = select_alpha(run, chosen, method, how=how, options=options)  # type: ignore[arg-type]
+        ways: dict[str, Any] = {"precision": precision, "workers": workers, "cache": cache}
+        how = How(root=data, limit=limit, runtime=runtime, **ways)
+        found = select_alpha(run, suite, method, how=how, options=options)  # type: ignore[arg-type]
     finally:
         runtime.close()
     if not runtime.is_main:
@@ -104,15 +117,22 @@ def alpha(
     if out is not None:
         write_choice(found, run, out)
     if json:
-        emit_json({**found.to_dict(), "out": None if out is None else str(out)})
+        emit_json(
+            {
+                **found.to_dict(),
+                "precision": precision,
+                "out": None if out is None else str(out),
+            }
+        )
         return
     emit(_about(found))
     if out is not None:
         emit(f"Wrote {out}")
     elif found.alpha is not None:
         emit(
-            f"Next: perdure alpha {run} --suite {suite} --method {method} --out RUN, or perdure "
-            f"merge wise-ft MODEL {run} --alpha {found.alpha:g} --out RUN"
+            f"Next: perdure alpha {run}{'' if suite is None else f' --suite {suite}'} --method "
+            f"{method} --out RUN, or perdure merge wise-ft MODEL {run} --alpha {found.alpha:g} "
+            "--out RUN"
         )
 
 
@@ -121,6 +141,7 @@ def _about(found: AlphaReport) -> str:
     lines: list[str] = []
     if found.curve:
         names = list(found.curve[0].parts)
+        head = found.measure if len(found.measure) < 12 else found.measure.split()[0]
         rows = [
             [
                 f"{point.alpha:g}",
@@ -131,8 +152,9 @@ def _about(found: AlphaReport) -> str:
             for point in found.curve
         ]
         lines += [
-            f"{found.subject}: {found.measure} on `val` of {found.suite}, n = {found.n}, per cent",
-            columns(["alpha", found.measure.split()[0], "s.e.", *names], rows),
+            f"{found.subject}: {found.measure} on `{found.split}` of {found.suite}, n = {found.n}, "
+            "per cent",
+            columns(["alpha", head, "s.e.", *names], rows),
             "",
         ]
     lines.append(f"{found.method}: {_choice(found)}")

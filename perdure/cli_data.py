@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Json, columns, emit, emit_json, meter
+from .console import Json, columns, emit, emit_json, meter, say
 
 if TYPE_CHECKING:
-    from .data.findings import Findings
+    from .data.findings import Findings, Part
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data and mend tables.")
 
@@ -85,7 +85,8 @@ def check(
         )
     else:
         rows = [[str(value) for value in _row(part).values()] for part in found.parts]
-        emit(columns(_HEADER, rows, left=2))
+        if rows:
+            emit(columns(_HEADER, rows, left=2))
         for gate in gates:
             emit(
                 f"zero-shot, {gate['name']} {gate['split']}: {100 * gate['accuracy']:.1f} % of "
@@ -120,6 +121,21 @@ def _ask(model: str, found: Findings) -> list[dict[str, Any]]:
     return asked
 
 
+def _there(found: Findings) -> list[Part]:
+    """Return what can be read, and say what cannot.
+
+    Raises:
+        DataError: If nothing can.
+    """
+    from .errors import DataError
+
+    if not found.parts:
+        raise DataError(f"there is nothing to look at: {' '.join(found.faults)}")
+    for fault in found.faults:
+        say(f"Wrong: {fault}")
+    return found.parts
+
+
 def _row(part: Any) -> dict[str, Any]:
     return {
         "name": part.name,
@@ -140,7 +156,7 @@ def stats(root: Root, sets: Sets = None, json: Json = False) -> None:
 
     rows = [
         {"name": part.name, "split": part.split, **statistics(part)}
-        for part in look(root, sets).parts
+        for part in _there(look(root, sets))
     ]
     if json:
         emit_json(rows)
@@ -167,7 +183,7 @@ def sheet(
     from .sheets import sheet_of
 
     found = look(root, sets, contents=False)
-    emit(f"Wrote {sheet_of(found.parts, root, out, per_row)}")
+    emit(f"Wrote {sheet_of(_there(found), root, out, per_row)}")
 
 
 def compact(

@@ -53,15 +53,16 @@ def diagnose(
     """
     from .data.suites import suite as find_suite
     from .errors import RunError
+    from .files import require_writable
 
     if suite is not None:
         find_suite(suite, data)  # before torch is imported
     if out is not None and out.exists():
         raise RunError(f"{out} exists already. Choose a new folder for --out, or remove it.")
-    from .calibration import task_of
     from .diagnosis.diagnose import diagnose as look
     from .diagnosis.diagnose import images_of
     from .diagnosis.telling import report, write
+    from .opening import task_of
     from .prediction import How
     from .runtime import Runtime
     from .subjects import find
@@ -70,6 +71,7 @@ def diagnose(
     if out is None and subject.run is None:
         raise RunError(f"{run} is not a run, so there is no folder for it; name one with --out.")
     folder = out or Path(run) / FOLDER
+    require_writable(folder / "report.txt")  # before minutes of work
     runtime = Runtime(device, threads=threads)
     try:
         chosen, root = task_of(subject, suite, data)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .console import Json, emit, emit_json, meter, numbers
-from .errors import nearest
+from .errors import nearest, typed
 
 KINDS = (
     "wise-ft", "soup", "task-arithmetic", "ties", "dare", "slerp", "fisher", "regmean",
@@ -134,7 +134,7 @@ def merge(
     if json:
         emit_json({"path": str(out), **made})
         return
-    emit(f"Wrote {out}\n{_told(made)}\nNext: perdure eval {out} --suite {_suite(made)}")
+    emit(f"Wrote {out}\n{_told(made)}\nNext: perdure eval {typed(out)} --suite {_suite(made)}")
 
 
 def suite_of(data: str | None, root: object, classes: str = "all") -> str:
@@ -142,7 +142,7 @@ def suite_of(data: str | None, root: object, classes: str = "all") -> str:
     from .data.suites import of_task
 
     found = of_task(data or "emojishift", classes) or "emojishift"
-    return found if root is None else f"{found} --data {root}"
+    return found if root is None else f"{found} --data {typed(root)}"
 
 
 def _told(made: Any) -> str:

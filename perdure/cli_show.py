@@ -124,6 +124,11 @@ def report(
     from .reporting import report as compare
 
     percents = [] if at_id is None else numbers(at_id, float, "--at-id")
+    for value in percents:
+        if not 0 <= value <= 100:
+            raise typer.BadParameter(
+                f"{value:g} is no accuracy in per cent, 0 to 100.", param_hint="--at-id"
+            )
     found = compare(runs, suite=suite, at_id=[value / 100 for value in percents], against=against)
     if json or form == "json":
         emit(found.to_json())

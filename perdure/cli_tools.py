@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,10 +23,7 @@ from .console import (
     readable_size,
     say,
 )
-from .errors import nearest
-
-if TYPE_CHECKING:
-    pass
+from .errors import nearest, typed
 
 
 def predict(
@@ -222,7 +219,7 @@ def _export_adapters(
             f"All layers together, Frobenius: {lost.bound:.3g}"
         )
     emit(f"Wrote {out} ({readable_size(size)}), read back bit for bit; it needs its base model.")
-    emit(f"Next: perdure eval {out}")
+    emit(f"Next: perdure eval {typed(out)}")
 
 
 def doctor(json: Json = False) -> None:

@@ -20,6 +20,7 @@ from .console import (
     readable_size,
     say,
 )
+from .errors import typed
 from .processes import is_main
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def train(
         if did := told(status.get("guard") or {}):
             emit(f"{did}; what is delivered is step {status['delivered_step']}")
     data = plans[0][1].data
-    emit(f"Next: perdure eval {out} --suite {suite_of(data.name, data.root, data.classes)}")
+    emit(f"Next: perdure eval {typed(out)} --suite {suite_of(data.name, data.root, data.classes)}")
 
 
 def _about(run: Run) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .adapters import fill
 from .errors import SurgeryError
 from .predictor import Predictor
-from .surgery.low_rank import CHILD, Factors, LowRank
+from .surgery.factors import CHILD, Factors
+from .surgery.low_rank import LowRank
 from .surgery.operations import Surgery
 from .surgery.residual import Residual, adapters
 from .surgery.sites import find_sites

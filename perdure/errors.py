@@ -7,7 +7,7 @@ user is a bug.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from shlex import quote
 
 
 class PerdureError(Exception):
@@ -64,8 +64,15 @@ class DivergedError(PerdureError):
         )
 
 
+def typed(path: object) -> str:
+    """Return a path as one types it in a shell, for commands that can be copied."""
+    return quote(str(path))
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return "did you mean 'x'?" for the choice most similar to `name`, or "" if none is close."""
+    from difflib import get_close_matches  # which every start of the program would wait for
+
     known = {choice.lower(): choice for choice in choices}
     found = get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return f"did you mean {known[found[0]]!r}?" if found else ""

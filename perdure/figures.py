@@ -1,9 +1,8 @@
-"""Two pictures: the ID-OOD frontier and the reliability diagram. Matplotlib, no torch."""
+"""Pictures: the ID-OOD frontier, the reliability diagram, lines between models. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,37 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .comparison import Curve
+from .figure_style import COLOURS, MARKERS, picture
 from .metrics import reliability_bins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from .path import PathScan, Segment
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b6b6b")
-"""Okabe and Ito's palette, told apart with colour blindness and in print."""
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
 FEW = 10
 """Fewer images than these make no point of a reliability diagram"""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": "#444444",
-    "legend.frameon": False,
-    "figure.dpi": 150,
-    "savefig.bbox": "tight",
-}
 
 
 class Confidence(NamedTuple):
@@ -81,7 +59,7 @@ def frontier(
         `out`.
     """
     methods = list(dict.fromkeys(curve.method for curve in curves))
-    with _figure(out, figsize=(6.8, 4.8)) as figure:
+    with picture(out, figsize=(6.8, 4.8)) as figure:
         axes = figure.subplots()
         axes.axhline(100 * zero_shot[1], color="#9a9a9a", linewidth=1, linestyle=(0, (4, 3)))
         for method, colour, marker in zip(
@@ -159,7 +137,7 @@ def reliability(
         `out`.
     """
     colours = {"ID": COLOURS[0], "OOD": COLOURS[1]}
-    with _figure(out, figsize=(2.75 * len(panels) + 0.5, 4.2)) as figure:
+    with picture(out, figsize=(2.75 * len(panels) + 0.5, 4.2)) as figure:
         grid = figure.subplots(
             2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1)
         )
@@ -220,7 +198,7 @@ def path(found: PathScan, out: Path) -> Path:
     """
     route = [one for one in found.segments if not one.control]
     splits = list(found.segments[0].splits)
-    with _figure(out, figsize=(7.4, 6.2)) as figure:
+    with picture(out, figsize=(7.4, 6.2)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for segment in found.segments:
             xs = _along(segment, route, found.positions)
@@ -265,21 +243,6 @@ def _fold(name: str, width: int = 24) -> str:
     return name if len(name) <= width else "..." + name[3 - width :]
 
 
-@contextmanager
-def _figure(out: Path, figsize: tuple[float, float]) -> Iterator[Figure]:
-    """Yield a figure in the house style and save it, without touching global state."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=figsize, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, format="png")
-
-
 def _mean_curve(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]]:
     """Average the curves of several seeds over the positions they share; in per cent."""
     by_seed = [{point.position: point for point in curve.points} for curve in curves]
@@ -287,6 +250,10 @@ def _mean_curve(curves: Sequence[Curve]) -> tuple[list[float], list[float], list
     xs = [100 * float(np.mean([points[at].id for points in by_seed])) for at in shared]
     ys = [100 * float(np.mean([points[at].ood for points in by_seed])) for at in shared]
     return shared, xs, ys
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _halo() -> list[Any]:
@@ -299,7 +266,3 @@ def _halo() -> list[Any]:
 def _repeat(values: Sequence[str]) -> Iterator[str]:
     while True:
         yield from values
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")

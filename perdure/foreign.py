@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import checkpoints, foreign_contexts, foreign_modules, stored, towers, zoo
+from . import building, checkpoints, foreign_contexts, foreign_modules, stored, zoo
 from .errors import WeightsError
 from .predictor import Predictor
 
@@ -134,12 +134,18 @@ def _with_head(
             "names. Use it as model.init of a recipe whose data have these classes in this order, "
             f"or delete {head_of}* from the state dict to read the towers alone."
         )
+    bias = head.get("bias", torch.zeros(len(weight)))
+    if bias.shape != (len(weight),):
+        raise WeightsError(
+            f"{file} has a linear head of {len(weight)} classes with a bias of "
+            f"{tuple(bias.shape)}; expected ({len(weight)},). The file is damaged."
+        )
     if clip:
         _fill_image_tower(base, clip, file)
     base.head = stored.empty_head(width, len(classes))
     with torch.no_grad():
         base.head.weight.copy_(weight)
-        base.head.bias.copy_(head.get("bias", torch.zeros(len(weight))))
+        base.head.bias.copy_(bias)
     base.classes, base.templates = tuple(classes), ()
     return base
 
@@ -163,7 +169,7 @@ def _fill_image_tower(base: Predictor, state: dict[str, Tensor], file: Path) -> 
         checkpoints.remark(f"{file} has no text tower; it is taken from {base.source.name}.")
         state |= {name: own[name] for name in text}
         state.setdefault("logit_scale", own["logit_scale"])
-    towers.fill(base.clip, {name: value.float() for name, value in state.items()}, str(file))
+    building.fill(base.clip, {name: value.float() for name, value in state.items()}, str(file))
 
 
 def _same_architecture(found: Predictor, base: Predictor, path: Path) -> Predictor:

@@ -71,7 +71,7 @@ def read_contexts(
         )
     table: Tensor = text.token_embedding.weight
     _check_contexts(learned, table.shape[1], base, classes, file)
-    if start is not None:
+    if start is not None and start.ndim > 1 and start.numel():
         _check_start(start.float().flatten(0, -2)[0], table, base, file)
     words = tuple(text_tokens(base.tokenizer, WORDS))
     count = learned.shape[-2]

@@ -216,7 +216,13 @@ def read_student(
     own = "clip.visual.projector."
     tensors |= {own + ours: _flat(layers[theirs]) for theirs, ours in _LAYERS.items()}
     if (bias := layers.get("conv1.0.bias")) is not None:  # a constant before a normalisation
-        tensors[f"{own}norm.running_mean"] = tensors[f"{own}norm.running_mean"] - bias
+        mean = tensors[f"{own}norm.running_mean"]
+        if bias.shape != mean.shape:
+            raise WeightsError(
+                f"{_PROJECTOR}conv1.0.bias in {file} has shape {tuple(bias.shape)}; expected "
+                f"{tuple(mean.shape)}."
+            )
+        tensors[f"{own}norm.running_mean"] = mean - bias
     _fill(base, tensors, file)
     return base
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from .data.damaged import DAMAGED
 from .data.suites import SUITES, Suite
 from .data.transfer import B2N
+from .data.uses import FORGETTING
 from .errors import nearest
 
 WORDS: Mapping[str, tuple[str, ...]] = {
@@ -41,6 +42,9 @@ OF_SPLITS = (
 """What can be read of one split, as in "sketch.accuracy" """
 
 _UNBOUNDED = ("nll", "brier")
+
+_MORE_SUITES = tuple(f"{name}-" for name in (DAMAGED, B2N, FORGETTING))
+"""Beginnings of names of suites that are made of others, or leave one out"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ class GuardSpec:
         # Which splits the others have depends on what is found under their root.
         if known is not None and known.splits:
             require_in(self.metric, known)
-        elif known is None and not self.suite.startswith((f"{DAMAGED}-", f"{B2N}-")):
+        elif known is None and not self.suite.startswith(_MORE_SUITES):
             hint = nearest(self.suite, SUITES)
             raise ValueError(f"there is no suite {self.suite!r}; {hint or 'perdure list suites'}")
 

@@ -33,13 +33,17 @@ class Preprocess:
     def normalize(self, images: Tensor, *, fused: bool = False) -> Tensor:
         """Turn images of `size`, uint8 (B, 3, H, W), into floats of about unit variance.
 
+        A fourth channel, a mask, only changes its range: 0 to 255 becomes 0 to 1.
+
         Args:
             images: On any device, where the result is too.
             fused: Multiply and add in place instead of three copies; rounds differently in the
                 last digit.
         """
         pixels = images.float()
-        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
+        masks = pixels.shape[-3] - 3
+        mean = pixels.new_tensor((*self.mean, *(0.0,) * masks)).view(-1, 1, 1)
+        std = pixels.new_tensor((*self.std, *(1.0,) * masks)).view(-1, 1, 1)
         if fused:
             return pixels.mul_(1 / (255 * std)).sub_(mean / std)
         return (pixels / 255 - mean) / std

@@ -66,20 +66,28 @@ def stamp_of(run: Path, suite: Suite, how: How, **more: Any) -> str:
 
 
 def _files(suite: Suite, how: How) -> str:
-    """Return what changes with the size and time of every file that a suite is made of."""
+    """Return what changes with the size, time or label of every file that a suite is made of."""
     digest = hashlib.sha256()
     for split in suite.splits:
         reader = DATASETS.get(split.dataset)
         if reader is not None and reader.embedded:
             continue
         try:
-            files = files_of(open_dataset(split.dataset, split.split, how.root))
+            dataset = open_dataset(split.dataset, split.split, how.root)
+            files = files_of(dataset)
         except DataError:
             files = None
         if files is None:
             return uuid4().hex
+        # What tables beside the pictures say of them may change while these stay.
+        digest.update("\n".join(dataset.classes).encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(dataset.labels).tobytes())
         for file in files:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except OSError:  # opening it says what is wrong
+                digest.update(b"gone\n")
+                continue
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -91,7 +99,7 @@ def files_of(dataset: Any) -> list[Path] | None:
     catalog = getattr(dataset, "catalog", None)
     if catalog is not None:
         return [catalog.root / os.fsdecode(path) for path in catalog.paths]
-    files = getattr(dataset, "files", getattr(dataset, "shards", None))
+    files = getattr(dataset, "files", getattr(dataset, "sources", None))
     return None if files is None else [Path(os.fsdecode(file)) for file in files]
 
 
@@ -150,7 +158,7 @@ class Kept:
         arrays = {
             f"{name}/{part}": values
             for name, one in found.items()
-            for part, values in one.outcomes._asdict().items()
+            for part, values in one.outcomes.arrays().items()
         }
         text = np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
         with whole_file(self._file(split)) as temporary, temporary.open("wb") as file:
@@ -173,4 +181,6 @@ class Kept:
 
 
 def _outcomes(arrays: Mapping[str, Any], name: str) -> Outcomes:
-    return Outcomes(*(arrays[f"{name}/{part}"] for part in Outcomes._fields))
+    more = Outcomes._field_defaults  # not of every task
+    there = (part for part in Outcomes._fields if part not in more or f"{name}/{part}" in arrays)
+    return Outcomes(**{part: arrays[f"{name}/{part}"] for part in there})

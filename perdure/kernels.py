@@ -1,11 +1,88 @@
-"""Kernels of weighted averages: how much of every step an average holds. NumPy, no torch."""
+"""Moving averages in numbers: what share every update gets, what it finally holds. No torch."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+
+Mix = Callable[[int], float]
+"""Number k >= 1 of the update to the share, in [0, 1], that the new weights get in it."""
+
+
+def ema(decay: float) -> Mix:
+    """Exponential average: share 1 - decay at every update.
+
+    Args:
+        decay: In [0, 1]; 0 copies the new weights, 1 never moves.
+
+    Raises:
+        ValueError: If `decay` is out of range.
+    """
+    _require_share("decay", decay)
+    return lambda _: 1.0 - decay
+
+
+def warmup_ema(start: float, end: float, warmup_steps: float, every: int = 1) -> Mix:
+    """Exponential average whose decay rises linearly from `start` to `end`, then stays.
+
+    Args:
+        start: Decay of the first update, in [0, 1].
+        end: Decay once `warmup_steps` optimiser steps are finished, in [0, 1].
+        warmup_steps: Optimiser steps; 0 for none.
+        every: Optimiser steps between updates; update k takes the decay of step (k - 1) * every,
+            counting from 0, so the first one follows the first step of the run.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: CaRot (Oh et al. 2024, arXiv 2311.01723): 0.05 to 0.9 over a fifth of the steps.
+    """
+    _require_share("start", start)
+    _require_share("end", end)
+    require_positive("every", every)
+
+    def share(k: int) -> float:
+        step = (k - 1) * every
+        if step >= warmup_steps:
+            return 1.0 - end
+        return 1.0 - (start + (end - start) * step / warmup_steps)
+
+    return share
+
+
+def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) -> Mix:
+    """Weighted average with a symmetric Beta(beta, beta) kernel over the whole run, start included.
+
+    Args:
+        beta: Shape, > 0: 1 is the plain mean, 0.5 (arcsine) stresses both ends; see `beta_shares`.
+        total: Optimiser steps of the whole run, which the kernel must know in advance.
+        every: Optimiser steps between updates.
+        released: Use the number of the update as kernel time, as the authors' code does.
+
+    Returns:
+        The share of update k = 1, 2, ...; it raises ValueError for a k beyond the horizon.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: TRACER (Asadollahzadeh et al. 2026, arXiv 2605.29380), definition 3.3.
+    """
+    shares = beta_shares(beta, total, every, released)
+    updates = len(shares)
+
+    def share(k: int) -> float:
+        if not 1 <= k <= updates:
+            raise ValueError(
+                f"update {k} is outside this average of 1 to {updates} updates; build it with the "
+                "number of optimiser steps that the run really takes."
+            )
+        return float(shares[k - 1])
+
+    return share
 
 
 def beta_shares(beta: float, total: int, every: int = 1, released: bool = False) -> Floats:
@@ -84,3 +161,8 @@ def require_positive(name: str, value: float) -> None:
     """
     if not value > 0:
         raise ValueError(f"{name} is {value}; it must be greater than 0.")
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}; it must lie in [0, 1].")

@@ -63,6 +63,8 @@ class Context:
     whole: Callable[[], tuple[str, ...]] | None = None
     """Gives the class names of the whole data set, of which `classes` may be a part; None where
     they are all"""
+    masks: bool = False
+    """Whether images come with masks, as a fourth channel, if the student takes them"""
 
     def all_classes(self) -> tuple[str, ...]:
         """Return the class names of the whole data set, also of classes that are not trained on."""
@@ -120,6 +122,10 @@ METHODS: dict[str, Entry] = {
     "promptkd": Entry(
         "perdure.methods.promptkd:PromptKd",
         "visual prompts and a projector, distilled from a stronger model without labels",
+    ),
+    "maskprompts": Entry(
+        "perdure.methods.maskprompts:MaskPromptTuning",
+        "tokens for what lies outside a region, everything else frozen",
     ),
     "mergetune": Entry(
         "perdure.methods.mergetune:MergeTune", "repairs a tuned model of any method: `host`"

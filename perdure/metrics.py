@@ -1,7 +1,7 @@
 """Metrics of whole arrays, computed once; numpy only, so reports need no torch.
 
 Shares lie in [0, 1], never per cent. Sums are taken in float64. Calibration errors and temperatures
-are in `reliability`, ranks in `ranking`; they have their names here too.
+are in `reliability`, ranks in `ranking`, barriers in `barriers`; they have their names here too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .barriers import accuracy_barrier as accuracy_barrier
+from .barriers import barriers as barriers
+from .barriers import loss_barrier as loss_barrier
 from .errors import DataError
 from .ranking import recall_at_k as recall_at_k
 from .reliability import Booleans as Booleans
@@ -72,6 +75,43 @@ def macro_f1_from_predictions(predictions: Labels, labels: Labels) -> float:
     total = np.bincount(predictions, minlength=classes) + np.bincount(labels, minlength=classes)
     seen = total > 0
     return float(np.mean(2.0 * hits[seen] / total[seen]))
+
+
+def macro_f1_interval(
+    predictions: Labels,
+    labels: Labels,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of `macro_f1_from_predictions`, (low, high).
+
+    Images are drawn with replacement. How often each pair of label and prediction is drawn is
+    multinomial, so the cost does not grow with the number of images.
+
+    Args:
+        predictions: (N,).
+        labels: (N,).
+        level: Probability that the interval covers, in (0, 1).
+        seed: Of the resampling.
+        resamples: Number of bootstrap samples.
+
+    Raises:
+        DataError: As `macro_f1_from_predictions`.
+    """
+    require_pair(predictions, labels)
+    pairs, counts = np.unique(np.stack([labels, predictions]), axis=1, return_counts=True)
+    classes = int(pairs.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), resamples)
+    values = []
+    for weights in drawn.astype(np.float64):
+        true, guessed = (np.bincount(side, weights, classes) for side in pairs)
+        hit = pairs[0] == pairs[1]
+        right = np.bincount(pairs[0][hit], weights[hit], classes)
+        seen = true + guessed > 0
+        values.append(np.mean(2.0 * right[seen] / (true + guessed)[seen]))
+    low, high = np.quantile(values, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
 
 
 def group_accuracies(correct: Booleans, groups: Labels, names: Sequence[str]) -> dict[str, float]:
@@ -186,60 +226,6 @@ def paired_bootstrap(
 def harmonic_mean(a: float, b: float) -> float:
     """Return 2ab / (a + b) of two numbers >= 0, such as base and novel accuracy; 0 if both are."""
     return 2.0 * a * b / (a + b) if a + b > 0 else 0.0
-
-
-def loss_barrier(losses: Floats, positions: Floats | None = None) -> float:
-    """Return how far a loss rises above the straight line between its values at both ends.
-
-    max over t of L(t) - ((1 - t) L(0) + t L(1)), never below 0 because the ends are among the
-    points; 0 for every convex curve.
-
-    Args:
-        losses: Along a path, (P,).
-        positions: Ascending from 0 to 1, (P,); evenly spaced by default.
-
-    Raises:
-        DataError: If there are fewer than two points, or positions do not fit.
-
-    Source: Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis",
-        arXiv 1912.05671, in the form of Entezari et al. 2022, arXiv 2110.06296, equation 1.
-    """
-    return float(barriers(losses[None], positions)[0])
-
-
-def accuracy_barrier(accuracies: Floats, positions: Floats | None = None) -> float:
-    """Return how far an accuracy falls below the straight line between its values at both ends.
-
-    max over t of ((1 - t) A(0) + t A(1)) - A(t).
-
-    Args:
-        accuracies: Along a path, (P,).
-        positions: As in `loss_barrier`.
-
-    Raises:
-        DataError: As `loss_barrier`.
-    """
-    return loss_barrier(-accuracies, positions)
-
-
-def barriers(losses: Floats, positions: Floats | None = None) -> Floats:
-    """Return the loss barrier of many curves at once, (R,) of (R, P); see `loss_barrier`.
-
-    Raises:
-        DataError: As `loss_barrier`.
-    """
-    points = losses.shape[-1] if losses.ndim == 2 else 0
-    t = np.linspace(0.0, 1.0, max(points, 2)) if positions is None else positions
-    fits = t.shape == (points,) and points >= 2 and t[0] == 0.0 and t[-1] == 1.0
-    if not fits or (np.diff(t) <= 0).any():
-        raise DataError(
-            f"a curve has {points} points and positions {np.asarray(t).tolist()}; a barrier needs "
-            "two or more points, at positions that ascend from 0 to 1."
-        )
-    exact = losses.astype(np.float64)
-    line = (1.0 - t) * exact[:, :1] + t * exact[:, -1:]
-    rise: Floats = (exact - line).max(axis=1)
-    return np.maximum(rise, 0.0)
 
 
 def harmonic_of_means(first: Sequence[float], second: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ from .interpolation import aligned
 from .metrics import Floats, accuracy_barrier, barriers, loss_barrier, nll_rows
 from .prediction import How, Unit, gather, open_suite, select_columns
 from .predictor import Predictor
-from .weights import Weights, lerp, lerp_tensor, require_same
+from .weights import lerp, lerp_tensor, require_same
 
 Space = Literal["parameters", "classifier"]
 """What moves in a straight line: all weights, or the rows of the classifier alone"""
@@ -167,21 +168,15 @@ def _by_weights(models: Sequence[Predictor]) -> Scorer:
     moving = models[0].copy()
     states = [model.state_dict() for model in models]
 
-    def put(a: Weights, b: Weights, t: float) -> Callable[[], None]:
-        return lambda: _load(moving, lerp(a, b, t))
+    def move(a: int, b: int, t: float) -> None:
+        moving.load_state_dict(lerp(states[a], states[b], t))
 
     def score(places: Sequence[Place], unit: Unit, how: How) -> Sequence[NDArray[np.float32]]:
-        moves = {}
-        for number, (a, b, t) in enumerate(places):
-            moves[float(number)] = put(states[a], states[b], t)
+        moves = {float(number): partial(move, *place) for number, place in enumerate(places)}
         found = gather(moving, moves, unit, how)
         return [found[key].logits for key in moves]
 
     return score
-
-
-def _load(model: Predictor, weights: Weights) -> None:
-    model.load_state_dict(dict(weights))
 
 
 def _by_rows(models: Sequence[Predictor]) -> Scorer:
@@ -207,9 +202,18 @@ def _by_rows(models: Sequence[Predictor]) -> Scorer:
         )
         ends = [_End.of(each, unit, raw=single) for each in models]
         parts: list[list[Tensor]] = [[] for _ in places]
-        batches = eval_batches(unit.dataset, model.preprocess, how.batch_size, device=model.device)
+        batches = eval_batches(
+            unit.dataset,
+            model.preprocess,
+            how.batch_size,
+            device=model.device,
+            workers=how.workers,
+            cache=how.cache,
+        )
         for images in batches:
-            features = model.encode_image(images)
+            with how.halved(images.device):
+                features = model.encode_image(images)
+            features = features.float()
             for part, (a, b, t) in zip(parts, places, strict=True):
                 logits = towers.score(features, *_mix(ends[a], ends[b], t)).float()
                 part.append(select_columns(logits, unit.columns).cpu())

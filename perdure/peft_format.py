@@ -24,7 +24,8 @@ from .errors import SurgeryError, WeightsError
 from .files import read_json, whole_directory, write_json
 from .peft_library import measure_peft
 from .predictor import Predictor
-from .surgery.low_rank import CHILD, TARGETS, LowRank, Target, own_weight
+from .surgery.factors import CHILD, own_weight
+from .surgery.low_rank import TARGETS, LowRank, Target
 from .surgery.sites import Tower
 
 CONFIG = "adapter_config.json"

@@ -13,7 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data.datasets import Dataset, Part, open_dataset, templates_for, validation_of
+from .data.datasets import (
+    Dataset,
+    Part,
+    open_dataset,
+    templates_for,
+    validation_of,
+    with_masks,
+)
 from .data.decoding import Transform
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
@@ -236,7 +243,8 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     scorers: dict[float, Callable[[Tensor], Tensor]] = {}
     parts: dict[float, list[Tensor]] = {position: [] for position in moves}
     tour = Tour(moves)
-    for images in eval_batches(unit.dataset, predictor.preprocess, how.batch_size, **place):
+    dataset = with_masks(unit.dataset) if predictor.takes_masks else unit.dataset
+    for images in eval_batches(dataset, predictor.preprocess, how.batch_size, **place):
         for position in tour:
             if position not in scorers:
                 scorers[position] = predictor.logits_fn(unit.names, unit.templates)

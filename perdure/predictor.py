@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import heads, passes, stored, towers
+from . import building, heads, passes, stored, towers
 from .batch import Pairs
 from .errors import TaskError
 from .inputs import Preprocess, Tokenizer, tokenize_prompts
 from .stored import ModelSource
 from .surgery import operations
+from .surgery.mask_prompts import takes_masks
 from .surgery.operations import Surgery, with_alpha
 from .surgery.slots import slots_of
 
@@ -78,6 +79,11 @@ class Predictor(nn.Module):
         """Where the weights are."""
         return self.scale.device
 
+    @property
+    def takes_masks(self) -> bool:
+        """Whether images may have a fourth channel: masks, above 0 inside the region."""
+        return takes_masks(self.surgeries)
+
     def forward(self, images: Tensor, tokens: Tensor) -> Pairs:
         """Embed images (B, 3, H, W) and tokens (N, L); matched rows where B = N.
 
@@ -92,7 +98,7 @@ class Predictor(nn.Module):
         return Pairs(self.encode_image(images), self.encode_text(tokens), self.scale)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Embed images (B, 3, H, W), unit rows (B, D)."""
+        """Embed images (B, 3, H, W), or (B, 4, H, W) where it takes masks, unit rows (B, D)."""
         return towers.unit(towers.encode_image(self.clip, images))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
@@ -323,7 +329,7 @@ class Predictor(nn.Module):
     def _described(cls, record: dict[str, Any], path: Path) -> Predictor:
         """Build, with random weights, what a `predictor.json` describes."""
         source, tokenizer, preprocess = stored.parts(record, path)
-        clip = towers.build(source.config["model_cfg"])
+        clip = building.build(source.config["model_cfg"])
         predictor = cls(clip, tokenizer, preprocess, source)
         predictor.classes = tuple(map(str, record["classes"]))
         predictor.templates = tuple(map(str, record["templates"]))

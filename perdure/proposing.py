@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .data.own import decode
+from .data.proposals import SETTINGS
 from .data.segmented import Proposals
+from .data.tables import read_lines
+from .documents import parse_yaml
 from .errors import RunError, WeightsError
 from .extras import explain, require
 from .files import whole_file
@@ -54,7 +58,7 @@ def load_proposer(
             return _by_queries(model, where, least)
     except (OSError, ValueError, KeyError, ImportError) as error:
         explain(error, f"the model {model}")
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
         raise WeightsError(
             f"cannot load the proposing model {model}: {reason}. Name a directory with "
             "config.json, weights and preprocessor_config.json"
@@ -130,6 +134,8 @@ def from_queries(
     """
     there = 1 - classes.softmax(1)[:, -1]
     kept = there >= least
+    if not kept.any():  # which interpolation refuses
+        return Proposals(np.zeros((0, *size), bool), None, np.zeros(0, np.float32))
     grown = interpolate(masks[kept][None], size, mode="bilinear", align_corners=False)[0]
     return Proposals((grown > 0).numpy(), None, there[kept].numpy().astype(np.float32))
 
@@ -153,7 +159,8 @@ def propose(
 
     Raises:
         DataError: If a picture cannot be decoded.
-        RunError: If two pictures have one name, or a file cannot be written.
+        RunError: If two pictures have one name, the folder is another model's, or a file cannot be
+            written.
     """
     stems: dict[str, Path] = {}
     for picture in pictures:
@@ -163,10 +170,17 @@ def propose(
                 f"{out / picture.stem}.npz; propose for one folder at a time."
             )
         stems[picture.stem] = picture
-    settings = out / "proposals.yaml"
-    if not settings.exists():
+    settings = out / SETTINGS
+    if settings.exists():
+        before = parse_yaml(read_lines(settings), str(settings)).get("made_by", made_by)
+        if made_by and before != made_by:
+            raise RunError(
+                f"{out} holds proposals by {before}, which would be mixed with those by {made_by}. "
+                "Write to another folder, or remove these."
+            )
+    else:
         with whole_file(settings) as temporary:
-            temporary.write_text(f"made_by: {made_by!r}\n", encoding="utf-8")
+            temporary.write_text(f"made_by: {json.dumps(made_by)}\n", encoding="utf-8")
     new = 0
     for stem, picture in stems.items():
         if not (out / f"{stem}.npz").exists():

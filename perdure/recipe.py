@@ -61,7 +61,8 @@ class DataSpec(_Table):
     """How `shots` are chosen: as the data set does, or the published subsets of each seed, which
     for validation take at most 4 images per class"""
     templates: tuple[str, ...] | str | None = None
-    """Prompts with {} for the class name, the name of a known set of them, or the data's own"""
+    """Prompts with {} for the class name, the name of a known set of them, a file of them (one per
+    line, or .json), or the data's own"""
     damaged: Literal["error", "skip"] = "error"
     """What happens to damaged samples of shards (`name: wds`): training does not start, or they are
     left out and counted"""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .documents import parse_yaml
-from .errors import RecipeError, RunError, nearest
+from .errors import RecipeError, RunError, nearest, typed
 from .files import read_json
 from .identities import cached_views, identity, key_of, origin_of
 from .rundir import is_run, require_readable, runs_in
@@ -74,18 +74,29 @@ class Record:
         Raises:
             RunError: If the run has no stored outcomes.
         """
+        stored = self.outcomes()
+        return {
+            name: (stored[f"{name}/prediction"] == stored[f"{name}/label"]).astype(float)
+            for name in self.splits
+        }
+
+    def outcomes(self) -> dict[str, NDArray[Any]]:
+        """Return what is kept per example, by split and part, as in "id/label".
+
+        Raises:
+            RunError: If the run has no stored outcomes, or not those of every split.
+        """
         path = self.path / "scores" / f"{self.suite}.outcomes.npz"
         if not path.is_file():
             raise RunError(
                 f"{self.path}: no {path.name} beside its scores, so images cannot be paired. "
-                f"Evaluate it again: perdure eval {self.path} --suite {self.suite}"
+                f"Evaluate it again: perdure eval {typed(self.path)} --suite {self.suite}"
             )
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return {
-                    name: (stored[f"{name}/prediction"] == stored[f"{name}/label"]).astype(float)
-                    for name in self.splits
-                }
+                for name in self.splits:
+                    stored[f"{name}/label"], stored[f"{name}/prediction"]
+                return dict(stored)
         except (*_MALFORMED, OSError, EOFError, BadZipFile) as error:
             raise _damaged(path, error) from None
 
@@ -103,7 +114,9 @@ def read(path: Path, suite: str | None = None) -> Record:
     origin = document(path)
     found = suites_of(path)
     if not found:
-        raise RunError(f"{path} has no scores. Evaluate it first: perdure eval {path} --suite ...")
+        raise RunError(
+            f"{path} has no scores. Evaluate it first: perdure eval {typed(path)} --suite ..."
+        )
     if suite is None:
         if len(found) > 1:
             raise RunError(
@@ -113,7 +126,7 @@ def read(path: Path, suite: str | None = None) -> Record:
     if suite not in found:
         raise RunError(
             f"{path} has no scores of suite {suite!r}; {hint(suite, found)}it has: "
-            f"{', '.join(found)}. Evaluate it: perdure eval {path} --suite {suite}"
+            f"{', '.join(found)}. Evaluate it: perdure eval {typed(path)} --suite {suite}"
         )
     try:
         return _record(path, suite, origin)
@@ -150,7 +163,7 @@ def _record(path: Path, suite: str, origin: Mapping[str, Any]) -> Record:
             raise RunError(
                 f"{sweep_file} was made with another definition of {suite}, other pixels or "
                 f"another precision than {suite}.json. "
-                f"Make both again: perdure eval {path} --suite {suite} --sweep"
+                f"Make both again: perdure eval {typed(path)} --suite {suite} --sweep"
             )
         sweep = {float(entry["alpha"]): entry["splits"] for entry in curve["points"]}
     # Whatever is missing shall be missed here, where the file can be named.

@@ -92,7 +92,14 @@ def stretch(region: Tensor, size: int) -> Tensor:
     return interpolate(region[None], (size, size), mode="bicubic", align_corners=False)[0]
 
 
-def region_pixels(image: Tensor, mask: Tensor, size: int, mean: Sequence[float]) -> Tensor:
+def stretch_mask(mask: Tensor, size: int) -> Tensor:
+    """Resize a mask (h, w), bool, to a square by its nearest pixels, (1, S, S), float, 0 or 1."""
+    return interpolate(mask[None, None].float(), (size, size), mode="nearest")[0]
+
+
+def region_pixels(
+    image: Tensor, mask: Tensor, size: int, mean: Sequence[float], *, masked: bool = False
+) -> Tensor:
     """Return one region as an image to train on, (3, S, S), uint8.
 
     Args:
@@ -100,13 +107,22 @@ def region_pixels(image: Tensor, mask: Tensor, size: int, mean: Sequence[float])
         mask: (H, W), bool, not empty.
         size: Side of the model's square.
         mean: Colour outside the mask, per channel, on the scale of 0 to 1.
+        masked: Add the mask as a fourth channel, 0 or 255: (4, S, S).
     """
-    region = stretch(blank_outside(image, mask, mean)[0], size)
-    return region.round().clamp(0, 255).to(torch.uint8)
+    region, inside = blank_outside(image, mask, mean)
+    pixels = stretch(region, size).round().clamp(0, 255)
+    if masked:
+        pixels = torch.cat([pixels, 255 * stretch_mask(inside, size)])
+    return pixels.to(torch.uint8)
 
 
 def region_inputs(
-    image: Tensor, masks: Tensor, preprocess: Preprocess, *, expand: float = 1.0
+    image: Tensor,
+    masks: Tensor,
+    preprocess: Preprocess,
+    *,
+    expand: float = 1.0,
+    masked: bool = False,
 ) -> tuple[Tensor, NDArray[np.bool_]]:
     """Return what the image tower sees of every region, and which masks are not empty.
 
@@ -115,22 +131,22 @@ def region_inputs(
         masks: (Q, H, W), bool.
         preprocess: Of the model.
         expand: As in `blank_outside`.
+        masked: Add masks as a fourth channel, 0 or 1, for models with mask prompts.
 
     Returns:
-        Normalised regions (V, 3, S, S) of the V masks that are not empty, and (Q,).
+        Normalised regions (V, 3, S, S), or (V, 4, S, S), of the V masks that are not empty, and
+        (Q,).
     """
     valid = masks.flatten(1).any(dim=1)
     mean, std = (torch.tensor(v)[:, None, None] for v in (preprocess.mean, preprocess.std))
-    rows = [
-        stretch(
-            (blank_outside(image, mask, preprocess.mean, expand=expand)[0] / 255 - mean) / std,
-            preprocess.size,
-        )
-        for mask in masks[valid]
-    ]
     size = preprocess.size
-    found = torch.stack(rows) if rows else torch.empty(0, 3, size, size)
-    return found, valid.numpy()
+    rows = [torch.empty(0, 3 + masked, size, size)]
+    for mask in masks[valid]:
+        region, inside = blank_outside(image, mask, preprocess.mean, expand=expand)
+        channels = [stretch((region / 255 - mean) / std, size)]
+        channels += [stretch_mask(inside, size)] * masked
+        rows.append(torch.cat(channels)[None])
+    return torch.cat(rows), valid.numpy()
 
 
 def fuse(

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from . import rundir, states
 from .documents import parse_yaml
-from .errors import PerdureError, RunError, SurgeryError
+from .errors import PerdureError, RunError, SurgeryError, typed
 from .files import (
     read_json,
     remove_unfinished,
@@ -129,8 +129,8 @@ class Run:
         if not self.finished:
             raise RunError(
                 f"{self.path} holds no finished run: it has no predictor/. "
-                f"If it was interrupted, go on with: perdure train {self.path / 'recipe.yaml'} "
-                f"--out {self.path} --resume"
+                "If it was interrupted, go on with: perdure train "
+                f"{typed(self.path / 'recipe.yaml')} --out {typed(self.path)} --resume"
             )
 
     def predictor(self) -> Predictor:
@@ -243,7 +243,7 @@ class Run:
         if not path.is_file():
             raise RunError(
                 f"{self.path} has no scores on {suite}; make them with "
-                f"`perdure eval {self.path} --suite {suite}`."
+                f"`perdure eval {typed(self.path)} --suite {suite}`."
             )
         return read_json(path)
 

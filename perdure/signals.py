@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from .errors import RunError
+from .errors import RunError, typed
 
 _CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
@@ -33,7 +33,7 @@ class Interrupted(RunError):
         return (
             f"stopped by {signal.Signals(self.number).name} after step {self.step}; everything up "
             f"to there is saved in {self.path}. Go on with: "
-            f"perdure train {self.path / 'recipe.yaml'} --out {self.path} --resume"
+            f"perdure train {typed(self.path / 'recipe.yaml')} --out {typed(self.path)} --resume"
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import theory
-from .figures import COLOURS, MARKERS, STYLE
+from .figure_style import COLOURS, MARKERS, STYLE
 from .theory.advice import PUBLISHED_BETA, PUBLISHED_STRENGTH
 from .theory_report import Setting
 

@@ -1,9 +1,12 @@
-"""Weights are values: plain dicts of tensors, and the few operations every method is made of."""
+"""Weights are values: plain dicts of tensors, and the few operations every method is made of.
+
+The shares of moving averages are in `kernels`; they have their names here too.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -12,13 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .errors import WeightsError
-from .kernels import beta_shares, require_positive
+from .kernels import Mix as Mix
+from .kernels import beta_wma as beta_wma
+from .kernels import ema as ema
+from .kernels import warmup_ema as warmup_ema
 
 Weights = Mapping[str, Tensor]
 """Parameter name, as in `named_parameters()`, to tensor."""
-
-Mix = Callable[[int], float]
-"""Number k >= 1 of the update to the share, in [0, 1], that the new weights get in it."""
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
@@ -119,83 +122,6 @@ def _keeping_activations(module: nn.Module) -> Iterator[None]:
     finally:
         for part in able:
             part.grad_checkpointing = True
-
-
-def ema(decay: float) -> Mix:
-    """Exponential average: share 1 - decay at every update.
-
-    Args:
-        decay: In [0, 1]; 0 copies the new weights, 1 never moves.
-
-    Raises:
-        ValueError: If `decay` is out of range.
-    """
-    _require_share("decay", decay)
-    return lambda _: 1.0 - decay
-
-
-def warmup_ema(start: float, end: float, warmup_steps: float, every: int = 1) -> Mix:
-    """Exponential average whose decay rises linearly from `start` to `end`, then stays.
-
-    Args:
-        start: Decay of the first update, in [0, 1].
-        end: Decay once `warmup_steps` optimiser steps are finished, in [0, 1].
-        warmup_steps: Optimiser steps; 0 for none.
-        every: Optimiser steps between updates; update k takes the decay of step (k - 1) * every,
-            counting from 0, so the first one follows the first step of the run.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Source: CaRot (Oh et al. 2024, arXiv 2311.01723): 0.05 to 0.9 over a fifth of the steps.
-    """
-    _require_share("start", start)
-    _require_share("end", end)
-    require_positive("every", every)
-
-    def share(k: int) -> float:
-        step = (k - 1) * every
-        if step >= warmup_steps:
-            return 1.0 - end
-        return 1.0 - (start + (end - start) * step / warmup_steps)
-
-    return share
-
-
-def beta_wma(beta: float, total: int, every: int = 1, released: bool = False) -> Mix:
-    """Weighted average with a symmetric Beta(beta, beta) kernel over the whole run.
-
-    The start of the run counts: after update k the average holds the start with mass alpha_0 and
-    the weights of each update j with alpha_j, divided by their sum. beta = 1 is the plain mean,
-    beta = 0.5 (arcsine) stresses both ends of the run.
-
-    Args:
-        beta: Shape, > 0.
-        total: Optimiser steps of the whole run; the kernel must know the horizon in advance.
-        every: Optimiser steps between updates; update k happens after step min(k * every, total).
-        released: Use the number of the update as kernel time, as the authors' code does. With
-            `every` > 1 that never reaches the right half of the kernel.
-
-    Returns:
-        The share of update k = 1, 2, ...; it raises ValueError for a k beyond the horizon.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Source: TRACER (Asadollahzadeh et al. 2026, arXiv 2605.29380), definition 3.3.
-    """
-    shares = beta_shares(beta, total, every, released)
-    updates = len(shares)
-
-    def share(k: int) -> float:
-        if not 1 <= k <= updates:
-            raise ValueError(
-                f"update {k} is outside this average of 1 to {updates} updates; build it with the "
-                "number of optimiser steps that the run really takes."
-            )
-        return float(shares[k - 1])
-
-    return share
 
 
 def hash_of_weights(weights: Weights) -> str:
@@ -308,8 +234,3 @@ def _normalised(shares: Sequence[float] | None, count: int) -> list[float]:
             "give one number >= 0 per member, not all of them zero."
         )
     return [part / sum(parts) for part in parts]
-
-
-def _require_share(name: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value}; it must lie in [0, 1].")

@@ -26,7 +26,8 @@ def summary(splits: Splits) -> dict[str, float]:
 
     The keys are those words of `perdure.reporting` that one model has by itself, and the names of
     the main metrics of tasks other than classification, averaged over their splits; of retrieval
-    also `rsum`.
+    also `rsum`. Where images have groups, `worst_group_id` and `worst_group_ood` are the accuracies
+    of the worst; where macro-F1 is published (iWildCam) there are `macro_f1_id` and `macro_f1_ood`.
     """
     ours = {name: entry for name, entry in splits.items() if entry.get("task") == "classify"}
     of_role: dict[str, list[str]] = {}
@@ -49,6 +50,14 @@ def summary(splits: Splits) -> dict[str, float]:
     ):
         if names and _LEAVES_OUT.get(word, names[0]) in (*names, *shifted):
             values[word] = float(np.mean([ours[name][metric] for name in names]))
+    for role in ("id", "ood"):
+        entries = [ours[name] for name in of_role.get(role, [])]
+        for word, key, counts in (
+            ("macro_f1", "macro_f1", all(one.get("published") == "macro_f1" for one in entries)),
+            ("worst_group", "worst_group_accuracy", True),
+        ):
+            if counts and entries and all(key in one for one in entries):
+                values[f"{word}_{role}"] = float(np.mean([one[key] for one in entries]))
     others: dict[str, list[float]] = {}
     for entry in splits.values():
         if entry.get("task") != "classify":

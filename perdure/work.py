@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from . import optim, towers, zoo
 from .cached_views import require_fixed
-from .data.datasets import Dataset, is_of_sentences
+from .data.datasets import Dataset, channels_of, is_of_sentences, with_masks
 from .data.loading import Loader
 from .diagnosis.watching import Watch, watch
 from .guard import Guard
@@ -81,8 +81,11 @@ class Work:
             lambda: zoo.load(recipe.model.name, recipe.model.weights),
             recipe.seed,
             lambda: all_classes(data, recipe.seed),
+            masks=channels_of(with_masks(dataset)) > 3,
         )
         learner = recipe.method.build(student, context).to(runtime.device).train()
+        if learner.student.takes_masks:
+            loader.add_masks()
         require_fixed(learner, data.views)
         if recipe.run.checkpointing:
             towers.checkpoint(learner.student.clip)

@@ -65,19 +65,19 @@ def load(name: str, weights: str | None = None) -> Predictor:
         return _open_directory(_ASSETS / name, name, weights)
     if name.startswith("local-dir:"):
         return _open_directory(Path(name.removeprefix("local-dir:")), name, weights)
-    if Path(name).is_dir():
-        from . import hf_clip
-
-        own = any((Path(name) / file).is_file() for file in (_CONFIG, "predictor.json"))
-        if not own and hf_clip.is_hf_clip(Path(name)):
-            _refuse_second(name, weights)
-            return _open_hf(Path(name), name)
-        if not (Path(name) / "predictor.json").is_file():
-            return _open_directory(Path(name), name, weights)
+    path = Path(name)
+    if (path / "predictor.json").is_file():
         from .predictor import Predictor
 
         _refuse_second(name, weights)
-        return Predictor.load(Path(name)).fold()
+        return Predictor.load(path).fold()
+    if path.is_dir():
+        from . import hf_clip
+
+        if (path / _CONFIG).is_file() or not hf_clip.is_hf_clip(path):
+            return _open_directory(path, name, weights)
+        _refuse_second(name, weights)
+        return _open_hf(path, name)
     if name.startswith("hf-hub:"):
         _refuse_second(name, weights)
         require("huggingface_hub", name)
@@ -89,9 +89,8 @@ def is_model(path: Path) -> bool:
     """Return whether a directory holds a model that `load` reads: perdure's, open_clip's, HF's."""
     from . import hf_clip
 
-    if any((path / file).is_file() for file in (_CONFIG, "predictor.json")):
-        return True
-    return hf_clip.is_hf_clip(path)
+    own = any((path / file).is_file() for file in (_CONFIG, "predictor.json"))
+    return own or hf_clip.is_hf_clip(path)
 
 
 def random_clip(seed: int = 0, **overrides: Any) -> Predictor:
@@ -106,8 +105,8 @@ def random_clip(seed: int = 0, **overrides: Any) -> Predictor:
     """
     import torch
 
+    from .building import build
     from .inputs import OpenClipTokenizer
-    from .towers import build
 
     tokenizer = OpenClipTokenizer("emojishift", context_length=20)
     config: dict[str, Any] = {
@@ -150,7 +149,7 @@ def _open_architecture(name: str, weights: str | None) -> Predictor:
             f"{name} is an architecture without weights; name them as one of its tags "
             f"({', '.join(tags) or 'it has none'}) or as the path of a state dict."
         )
-    from .towers import build, fill, read_weights, require_text_tower
+    from .building import build, fill, read_weights, require_text_tower
 
     if weights in tags:
         require_text_tower(open_clip.get_model_config(name)["text_cfg"])
@@ -209,7 +208,7 @@ def _create(name: str, tag: str | None, *, quick_gelu: bool) -> Predictor:
 
 def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
     """Open a directory in open_clip's layout, without network."""
-    from .towers import build, fill, read_weights
+    from .building import build, fill, read_weights
 
     files = [path / file for file in _WEIGHTS if (path / file).is_file()]
     if weights is not None:
@@ -239,7 +238,7 @@ def _open_directory(path: Path, name: str, weights: str | None) -> Predictor:
 def _open_hf(path: Path, name: str) -> Predictor:
     """Open a directory of transformers that holds a CLIP."""
     from . import hf_clip
-    from .towers import build, fill
+    from .building import build, fill
 
     config = hf_clip.model_config(path)
     clip = build(config)

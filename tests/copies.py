@@ -113,7 +113,7 @@ CASES = (
         Case("flickr30k", lambda root, kind=kind: layouts.flickr(root, kind), "retrieval", (2, 10))
         for kind in ("karpathy", "lines")
     ),
-    Case("wds", shards, "base-to-novel-wds", (4, 4)),
+    Case("wds", shards, "wds", (8,)),
     Case("hf", hf, "hf", (4,)),
     Case("own", folders, "own", (4, 4)),
     *(

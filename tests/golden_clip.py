@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perdure import towers
+from perdure import building
 from perdure.inputs import OpenClipTokenizer, Preprocess
 from perdure.predictor import ModelSource, Predictor
 
@@ -32,7 +32,7 @@ def golden_clip(numbers: Mapping[str, NDArray[Any]]) -> Predictor:
         numbers: Contents of `mergetune_tinyclip.npz`. Only the rows of token ids that occur in
             the golden prompts are there; all others are not a number.
     """
-    clip = towers.build(CONFIG)
+    clip = building.build(CONFIG)
     state = {
         name: torch.from_numpy(np.array(value))
         for name, value in numbers.items()
@@ -42,7 +42,7 @@ def golden_clip(numbers: Mapping[str, NDArray[Any]]) -> Predictor:
     ids = torch.from_numpy(np.array(numbers["token_embedding.used_ids"]))
     table[ids] = torch.from_numpy(np.array(numbers["token_embedding.used_rows"]))
     state["token_embedding.weight"] = table
-    towers.fill(clip, state, "mergetune_tinyclip.npz")
+    building.fill(clip, state, "mergetune_tinyclip.npz")
     source = ModelSource("golden-clip", "", {"model_cfg": CONFIG, "preprocess_cfg": {}})
     pixels = Preprocess(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Predictor(clip, OpenClipTokenizer("clip", 77), pixels, source).eval()

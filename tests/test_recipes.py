@@ -18,6 +18,7 @@ from perdure.recipe import dump_recipe, load_recipe
 from perdure.runtime import Runtime
 from perdure.weights import trainable
 from perdure.zoo import random_clip
+from tests.regions_seen import as_seen
 
 NAMES = [name for name, _ in list_recipes()]
 KINDS = ("tracer", "carot", "flyp", "l2sp", "ft", "lp", "lp-ft")
@@ -32,7 +33,7 @@ PUBLISHED = [
     *(f"base-to-novel/mergetune-{host}" for host in ("coop", "kgcoop", "mma")),
     *(f"base-to-novel/mergetune-{host}-released" for host in ("coop", "kgcoop", "mma", "promptkd")),
     *("coco/radapter", "coco/radapter-released", "flickr30k/radapter"),
-    *("base-to-novel/lora", "coco/lora", "flickr30k/lora"),
+    *("base-to-novel/lora", "coco/lora", "flickr30k/lora", "ovseg/radapter"),
 ]
 EXAMPLES = {
     "imagenet": 1_281_167, "iwildcam": 129_809, "coco": 566_435, "flickr30k": 145_000,
@@ -70,7 +71,8 @@ def learner_of(name, recipe, total):
                 value += 0.01 * torch.randn(value.shape, generator=seeded(number))
         first.restart()
         student = first.export()
-    context = Context(total, CLASSES, templates, lambda: tiny(recipe))
+    masks = recipe.data.name in ("regions", "emojishift-regions")
+    context = Context(total, CLASSES, templates, lambda: tiny(recipe), masks=masks)
     return without_drop(recipe.method).build(student, context).train()
 
 
@@ -96,7 +98,7 @@ def batches(student, templates):
         random = torch.Generator().manual_seed(step)
         labels = torch.randint(len(CLASSES), (ROWS,), generator=random)
         texts = [templates[-1].replace("{}", CLASSES[label]) for label in labels]
-        images = torch.randn(ROWS, 3, size, size, generator=random)
+        images = as_seen(torch.randn(ROWS, 3, size, size, generator=random), student)
         yield Batch(images, student.trim(student.tokenizer(texts)), labels)
 
 

@@ -1,7 +1,8 @@
-"""Choose alpha by hiding half of the classes from a second, shorter training.
+"""Choose alpha by hiding half of the concepts from a second, shorter training.
 
-What fine-tuning does to classes it never saw stands in for what it does to data it never saw: the
+What fine-tuning does to concepts it never saw stands in for what it does to data it never saw: the
 protocol of base-to-novel tests, used inside the training task. Only validation images are scored.
+Concepts are classes; of captions, the words that tell pictures apart (`perdure.data.concepts`).
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from ..data.datasets import open_dataset
+from ..data.concepts import by_names, by_words
+from ..data.datasets import captions_of, open_dataset
+from ..data.paired import Paired
 from ..data.suites import Suite
 from ..errors import TaskError
 from ..metrics import harmonic_mean
-from ..prediction import How, open_validation
-from ..recipe import Recipe, ValidateSpec
+from ..prediction import How, Unit, open_validation
+from ..recipe import DataSpec, Recipe, ValidateSpec
 from ..run import Run
 from ..subjects import find
 from ..sweeping import Line, ends
 from ..training import Progress, Say, train
+from .pairs import PURPOSE, Captions, enough, look_at_pairs
 from .report import CurvePoint, look
-from .rules import best, binomial_errors, harmonic_error
+from .rules import best, harmonic_error
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,12 @@ class Hidden:
     forwards: int
     steps: int
     seconds: float
+    shared: float | None = None
+    """Of captions: how many of the hidden ones' concepts training has seen, in [0, 1]"""
 
 
 def shorter(recipe: Recipe, number: int, total: int) -> Recipe:
-    """Return a recipe for half of the classes and half of the steps.
+    """Return a recipe for half of the classes, or captions, and half of the steps.
 
     What counts in optimiser steps is halved, and a moving average of the method (`momentum`)
     forgets its start to the same degree. Shares of the run need no change.
@@ -63,13 +69,13 @@ def shorter(recipe: Recipe, number: int, total: int) -> Recipe:
     """
     if "/" in recipe.data.classes:
         raise TaskError(
-            f"the run was trained on {recipe.data.classes} of its classes, which is a half "
-            "already; choose alpha for the run on all classes."
+            f"the run was trained on {recipe.data.classes} of its classes or captions, which is a "
+            "half already; choose alpha for the run on all of them."
         )
     if recipe.model.init is not None:
         raise TaskError(
-            f"the run started from {recipe.model.init}, which has seen every class, so none can be "
-            "hidden from it; choose another rule."
+            f"the run started from {recipe.model.init}, which has seen every class or caption, so "
+            "none can be hidden from it; choose another rule."
         )
     if total < 2:
         raise TaskError(f"the run has {total} step, of which there is no half.")
@@ -101,7 +107,7 @@ def shorter(recipe: Recipe, number: int, total: int) -> Recipe:
 
 def leave_concepts_out(
     run: Run,
-    suite: Suite,
+    asked: Suite | Captions,
     number: int,
     *,
     how: How,
@@ -110,13 +116,13 @@ def leave_concepts_out(
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> Hidden:
-    """Train without the hidden classes of one division and measure both halves on `val`.
+    """Train without the hidden concepts of one division and measure both halves on `val`.
 
     The extra run stays in `work`, where an interrupted one is resumed and a finished one reused.
 
     Args:
         run: A finished training run.
-        suite: Names the task.
+        asked: Names the task, or the captioned pictures to judge by.
         number: Of the division, from 0.
         how: Data, device, number of images.
         grid: Alphas.
@@ -125,7 +131,7 @@ def leave_concepts_out(
         say: Called with remarks for people.
 
     Raises:
-        TaskError: If the classes cannot be divided, or the suite is about others.
+        TaskError: If classes or captions cannot be divided, or the suite is about others.
         RunError: If `work` holds another run in this place.
         DataError: If data are missing.
     """
@@ -133,19 +139,12 @@ def leave_concepts_out(
     recipe = run.recipe()
     total = int(run.status().get("total_steps") or run.status()["step"])
     plan = shorter(recipe, number, total)
-    trained = open_dataset(
-        plan.data.name, plan.data.split, plan.data.root, seed=plan.seed, classes=plan.data.classes
-    ).classes
-    purpose = "no alpha can be chosen"
-    seen, hidden = (
-        open_validation(suite, how, purpose=purpose, half=f"{half}-{number}")
-        for half in ("seen", "hidden")
-    )
-    if seen.names != trained:
-        raise TaskError(
-            f"the run was trained on other classes than suite {suite.name} asks for, so they "
-            "cannot be hidden from it; name the suite of the training task."
-        )
+    shared = None
+    units: Sequence[Unit | Paired]
+    if isinstance(asked, Captions):
+        units, shared = _captions(asked, recipe.data, plan.seed, number, how)
+    else:
+        units = _classes(asked, plan, number, how)
     if how.runtime is not None:
         plan = replace(plan, run=replace(plan.run, device=str(how.runtime.device)))
     again = train(plan, work / f"split-{number}", resume=True, progress=progress, say=say)
@@ -153,19 +152,20 @@ def leave_concepts_out(
     if how.runtime is not None:
         zero_shot, tuned = (end.to(how.runtime.device) for end in (zero_shot, tuned))
     line = Line(zero_shot, tuned)
-    halves = [look(line, unit, how, grid) for unit in (seen, hidden)]
-    shares = [half.correct.mean(axis=1) for half in halves]
-    errors = [
-        binomial_errors(share, len(half.labels)) for share, half in zip(shares, halves, strict=True)
+    halves = [
+        look_at_pairs(line, unit, how, grid)
+        if isinstance(unit, Paired)
+        else look(line, unit, how, grid)
+        for unit in units
     ]
     curve = tuple(
         CurvePoint(
-            float(alpha),
-            harmonic_mean(float(one), float(other)),
-            harmonic_error(one, other, one_error, other_error),
-            {"seen": float(one), "hidden": float(other)},
+            one.alpha,
+            harmonic_mean(one.value, other.value),
+            harmonic_error(one.value, other.value, one.error, other.error),
+            {"seen": one.value, "hidden": other.value},
         )
-        for alpha, one, other, one_error, other_error in zip(grid, *shares, *errors, strict=True)
+        for one, other in zip(*(half.curve() for half in halves), strict=True)
     )
     return Hidden(
         number,
@@ -176,7 +176,57 @@ def leave_concepts_out(
         sum(half.cost.forwards for half in halves),
         plan.optim.total_steps(1),
         perf_counter() - began,
+        shared,
     )
+
+
+def _classes(suite: Suite, plan: Recipe, number: int, how: How) -> list[Unit]:
+    """Return validation images of both halves of the classes."""
+    data = plan.data
+    trained = open_dataset(data.name, data.split, data.root, seed=plan.seed, classes=data.classes)
+    if trained.captioned:
+        raise TaskError(
+            f"the run was trained on captions, whose words are hidden from it, but suite "
+            f"{suite.name} asks for classes; leave the suite away, or name one of retrieval."
+        )
+    seen, hidden = (
+        open_validation(suite, how, purpose=PURPOSE, half=f"{half}-{number}")
+        for half in ("seen", "hidden")
+    )
+    if seen.names != trained.classes:
+        raise TaskError(
+            f"the run was trained on other classes than suite {suite.name} asks for, so they "
+            "cannot be hidden from it; name the suite of the training task."
+        )
+    return [seen, hidden]
+
+
+def _captions(
+    asked: Captions, data: DataSpec, seed: int, number: int, how: How
+) -> tuple[list[Paired], float]:
+    """Return validation pictures whose captions name nothing hidden, and those that do.
+
+    Also how much of what the hidden captions speak of is not hidden. A run that was trained on
+    classes has their names hidden, one on captions words of these.
+    """
+    whole = open_dataset(data.name, "train", data.root, seed=seed, classes=data.classes)
+    if whole.captioned:
+        division = by_words(*captions_of(whole), number, data.name)
+    else:
+        classes = f"{data.classes}/hidden-{number}"
+        away = open_dataset(data.name, data.split, data.root, seed=seed, classes=classes)
+        division = by_names(whole.classes, away.classes)
+    paired = asked.open(how)
+    hides = division.hides(paired.captions, paired.caption_labels)
+    hidden = np.isin(paired.labels, paired.caption_labels[hides])
+    parts = [
+        enough(
+            paired.part(np.flatnonzero(hidden == gone)),
+            f"the {half} half of split {asked.split} of {asked.dataset}",
+        )
+        for half, gone in (("seen", False), ("hidden", True))
+    ]
+    return parts, division.shared(parts[1].captions)
 
 
 def together(found: Sequence[Hidden]) -> tuple[CurvePoint, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.paired import Paired
 from ..errors import RunError
 from ..identities import identity
 from ..interpolation import wise_ft
@@ -19,8 +20,9 @@ from ..subjects import Subject, find
 from ..sweeping import Line, tuned_end, zero_shot_of
 from ..weights import Weights, lerp
 from . import weights as rules
+from .pairs import look_at_pairs
 from .report import AlphaReport, Cost, Look, Options, Rule, difference, look
-from .rules import binomial_errors
+from .rules import standard_errors
 
 PARALLEL = 0.95
 """A mean cosine from here on says that two runs are one"""
@@ -28,16 +30,18 @@ PARALLEL = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A line, images to judge it by, and what was asked for."""
+    """A line, images or captioned pictures to judge it by, and what was asked for."""
 
     line: Line
-    unit: Unit
+    unit: Unit | Paired
     how: How
     options: Options
     zero_shot: Predictor
 
     def look(self, *edits: Weights) -> Look:
         """Score the images on the whole grid and with edited weights."""
+        if isinstance(self.unit, Paired):
+            return look_at_pairs(self.line, self.unit, self.how, self.options.grid, edits)
         return look(self.line, self.unit, self.how, self.options.grid, edits)
 
 
@@ -75,7 +79,7 @@ def lines(subject: Subject, task: Task) -> AlphaReport:
         for shallow in (0.0, deep / 2)
     }
     seen = task.look(*edits.values())
-    gap, error = difference(seen.right(seen.edited[1]), seen.right(seen.edited[0]))
+    gap, error = difference(seen.edited[1], seen.edited[0])
     shallow = deep / 2 if gap > error else 0.0
     figures = {"shallow": shallow, "deep": deep, "gain_of_half": gap, "gain_error": error}
     report = _edited(subject, task, "lines", edits[shallow], task.line.end, figures, [])
@@ -96,14 +100,13 @@ def _edited(
     control = rules.norm_ratio(start, whole, weights)
     plain = lerp(start, whole, control)
     seen = task.look(weights, plain)
-    right, control_right = (seen.right(logits) for logits in seen.edited)
-    gap, error = difference(right, control_right)
+    ours, controls = seen.edited
+    gap, error = difference(ours, controls)
     if gap <= error:
         doubts.append(
-            f"on `val` it is not better than interpolation at alpha {control:.2f}, which moves the "
-            f"weights as far ({100 * gap:+.1f} points, standard error {100 * error:.1f})"
+            f"on validation it is not better than interpolation at alpha {control:.2f}, which "
+            f"moves the weights as far ({100 * gap:+.1f} points, standard error {100 * error:.1f})"
         )
-    accuracy = float(right.mean())
     return AlphaReport(
         subject.name,
         method,
@@ -112,13 +115,14 @@ def _edited(
             for name in start
             if start[name].is_floating_point() and not start[name].equal(whole[name])
         },
-        value=accuracy,
-        error=float(binomial_errors(np.array(accuracy), len(right))),
+        value=float(ours.mean()),
+        error=float(standard_errors(ours)),
+        measure=seen.measure,
         curve=seen.curve(),
         figures={
             **figures,
             "control_alpha": control,
-            "control_value": float(control_right.mean()),
+            "control_value": float(controls.mean()),
             "gain_over_control": gap,
             "gain_over_control_error": error,
         },

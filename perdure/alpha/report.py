@@ -12,20 +12,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..prediction import How, Unit, gather
+from ..prediction import How, Moves, Unit, gather
 from ..run import Run
 from ..subjects import Subject
 from ..sweeping import Line
 from ..training import Progress, Say
 from ..weights import Weights
-from .rules import binomial_errors
+from .rules import Floats, standard_errors
 
 Rule = Literal["fixed", "id_one_se", "leave_concepts_out", "stock", "mono", "lines", "dynamic"]
 
 RULES: dict[Rule, str] = {
     "fixed": "a convention per kind of task: 0.5, retrieval 0.8, segmentation 0.4",
     "id_one_se": "smallest alpha within one standard error of the best on `val`",
-    "leave_concepts_out": "trains again without half of the classes, and balances both halves",
+    "leave_concepts_out": "trains again without half of the classes, or captions; balances halves",
     "stock": "per tensor, from the angle between the updates of two runs",
     "mono": "per matrix, from the spectrum of its update; looks at no data",
     "lines": "grows with depth, from the first block to the last",
@@ -98,7 +98,9 @@ class AlphaReport:
     curve: tuple[CurvePoint, ...] = ()
     """Ascending from alpha = 0; empty for rules that look at no data"""
     suite: str = ""
-    """Whose task; none of its own splits was looked at"""
+    """Whose task, or which captions; none of the splits that are reported was looked at"""
+    split: str = "val"
+    """What the data call the validation images"""
     n: int = 0
     """Validation images"""
     figures: dict[str, Any] = field(default_factory=dict)
@@ -125,8 +127,8 @@ class Options:
 
     grid: Sequence[float] = GRID
     """Ascending from 0 to 1"""
-    task: str = "classification"
-    """Of `fixed`: a key of `FIXED`"""
+    task: str | None = None
+    """Of `fixed`: a key of `FIXED`; None for that of the suite or of the training data"""
     other: Subject | Run | Path | str | None = None
     """Of `stock`: a run that differs only in its seed"""
     deep: float = 1.0
@@ -148,28 +150,34 @@ class Look:
     """Validation images under every alpha of a grid, and under edited weights."""
 
     alphas: tuple[float, ...]
-    logits: list[NDArray[np.float32]]
-    """(N, C) per alpha"""
-    edited: list[NDArray[np.float32]]
-    """(N, C) per edit"""
-    labels: NDArray[np.int64]
+    shares: Floats
+    """(A, N), what each image adds to the measure, whose value is their mean"""
+    edited: Floats
+    """(E, N), the same per edit"""
     cost: Cost
+    measure: str = "accuracy"
+    parts: tuple[Mapping[str, float], ...] = ()
+    """Per alpha, what else was measured; empty for nothing"""
+    logits: Sequence[NDArray[np.float32]] = ()
+    """(N, C) per alpha; empty where there are no classes"""
+    labels: NDArray[np.int64] | None = None
+    """(N,), of the classes"""
 
     @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether each image is right, (A, N)."""
-        return np.array([self.right(each) for each in self.logits])
+    def n(self) -> int:
+        """Return the number of images."""
+        return int(self.shares.shape[1])
 
-    def right(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return whether each prediction is right, (N,)."""
-        found: NDArray[np.bool_] = logits.argmax(axis=1) == self.labels
-        return found
+    def right(self, logits: NDArray[np.float32]) -> Floats:
+        """Return 1 for each right prediction of the classes and 0 for others, (N,)."""
+        right: Floats = (logits.argmax(axis=1) == self.labels).astype(np.float64)
+        return right
 
     def curve(self) -> tuple[CurvePoint, ...]:
-        """Return accuracy over alpha, with binomial standard errors."""
-        values = self.correct.mean(axis=1)
-        errors = binomial_errors(values, len(self.labels))
-        return tuple(map(CurvePoint, self.alphas, values.tolist(), errors.tolist()))
+        """Return the measure over alpha, with standard errors over images."""
+        values, errors = self.shares.mean(axis=1), standard_errors(self.shares)
+        parts: Sequence[Mapping[str, float]] = self.parts or [{}] * len(values)
+        return tuple(map(CurvePoint, self.alphas, values.tolist(), errors.tolist(), parts))
 
 
 def look(
@@ -180,26 +188,32 @@ def look(
     Raises:
         WeightsError: If a logit is not finite.
     """
+    began = perf_counter()
+    moves = moves_of(line, alphas, edits)
+    found = gather(line.moving, moves, unit, how)
+    logits, labels = [found[key].logits for key in moves], unit.dataset.labels
+    right = np.array([one.argmax(axis=1) == labels for one in logits], dtype=np.float64)
+    n = len(unit.dataset)
+    return Look(
+        tuple(alphas),
+        right[: len(alphas)],
+        right[len(alphas) :],
+        Cost(n, n * len(moves), 0, perf_counter() - began),
+        logits=logits[: len(alphas)],
+        labels=labels,
+    )
+
+
+def moves_of(line: Line, alphas: Sequence[float], edits: Sequence[Weights]) -> Moves:
+    """Return how to get to every alpha and then to every edit, numbered in this order."""
 
     def put(weights: Weights) -> Callable[[], None]:
         return lambda: line.put(weights)
 
-    began = perf_counter()
-    moves = [*map(line.at, alphas), *map(put, edits)]
-    found = gather(line.moving, {float(key): move for key, move in enumerate(moves)}, unit, how)
-    outputs = [found[float(key)] for key in range(len(moves))]
-    logits = [each.logits for each in outputs]
-    n = len(unit.dataset)
-    return Look(
-        tuple(alphas),
-        logits[: len(alphas)],
-        logits[len(alphas) :],
-        outputs[0].labels,
-        Cost(n, n * len(moves), 0, perf_counter() - began),
-    )
+    return {float(key): move for key, move in enumerate([*map(line.at, alphas), *map(put, edits)])}
 
 
-def difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the difference of two accuracies on the same images, and its standard error."""
-    gap = first.astype(np.float64) - second
+def difference(first: Floats, second: Floats) -> tuple[float, float]:
+    """Return the mean difference of what the same images add, and its standard error."""
+    gap = first - second
     return float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0

@@ -16,24 +16,27 @@ LATE = 0.75
 """An alpha from here on says that a curve has not stopped rising"""
 
 
-def binomial_errors(shares: Floats, n: int) -> Floats:
-    """Return the standard errors of shares in [0, 1] of `n` independent images each."""
-    errors: Floats = np.sqrt(shares * (1.0 - shares) / n)
+def standard_errors(shares: Floats) -> Floats:
+    """Return the standard errors of the mean of each row, (A,), of what N images add, (A, N).
+
+    Of rights and wrongs, 1 and 0, it is the binomial one.
+    """
+    errors: Floats = shares.std(axis=-1) / np.sqrt(shares.shape[-1])
     return errors
 
 
-def paired_errors(correct: NDArray[np.bool_], against: int | None = None) -> Floats:
+def paired_errors(shares: Floats, against: int | None = None) -> Floats:
     """Return the standard error of each row's mean difference to one row, which itself has 0.
 
     All rows saw the same images, so what makes an image hard for all of them cancels.
 
     Args:
-        correct: Whether each image was right, (A, N), one row per alpha; N >= 2.
+        shares: What each image adds to the measure, such as 1 where it was right, (A, N), one row
+            per alpha; N >= 2.
         against: Index of the one row; None for that of the highest mean.
     """
-    exact = correct.astype(np.float64)
-    gaps = exact[int(exact.mean(axis=1).argmax()) if against is None else against] - exact
-    errors: Floats = gaps.std(axis=1, ddof=1) / np.sqrt(exact.shape[1])
+    gaps = shares[int(shares.mean(axis=1).argmax()) if against is None else against] - shares
+    errors: Floats = gaps.std(axis=1, ddof=1) / np.sqrt(shares.shape[1])
     return errors
 
 

@@ -14,25 +14,27 @@ from typing import Any
 
 import numpy as np
 
+from ..data.paired import Paired
 from ..data.suites import Suite
-from ..data.suites import suite as find_suite
-from ..errors import RunError, TaskError, WeightsError, nearest
+from ..errors import DataError, RunError, TaskError, WeightsError, nearest
 from ..files import write_json
 from ..interpolation import wise_ft
 from ..merging import input_of, keep, merge
-from ..prediction import How, open_validation
+from ..prediction import How, Unit, open_validation
 from ..run import Run
 from ..subjects import Subject, find
 from ..sweeping import Line, ends, zero_shot_of
 from . import rules as rules
+from .asked import asked_of, kind_of, split_of
 from .hidden import Hidden, leave_concepts_out, together
 from .layers import Task, lines, mono, stock
+from .pairs import MEASURE, PURPOSE, Captions
 from .report import FIXED, RULES, AlphaReport, Copy, Cost, Options, Rule, difference
 
 
 def select_alpha(
     run: Subject | Run | Path | str,
-    suite: Suite | str = "emojishift",
+    suite: Suite | str | None = None,
     method: Rule = "fixed",
     *,
     how: How | None = None,
@@ -40,16 +42,21 @@ def select_alpha(
 ) -> AlphaReport:
     """Choose the share of the tuned weights for a run, without looking at shifted data.
 
+    Runs that were trained on captions, and suites of retrieval, are judged by mean recall on
+    captioned validation pictures; others by accuracy on validation images.
+
     Args:
         run: A finished training run, of any method.
-        suite: Names the task, whose `val` split is used; none of the suite's own splits is.
+        suite: Names the task, whose validation split is used; none of the suite's own splits is.
+            None for the task that the run was trained on, with the data where its recipe says.
         method: One of `RULES`.
         how: Data, device, number of images.
         options: What some rules need besides.
 
     Raises:
         RunError: If it is no finished training run, or the other run does not belong to it.
-        TaskError: If method or options are unknown, or the classes cannot be hidden.
+        TaskError: If method or options are unknown, the rule has no form for the task, or the
+            classes or captions cannot be hidden.
         DataError: If there are no validation images besides those that are scored.
         WeightsError: If the ends do not fit together.
     """
@@ -58,16 +65,24 @@ def select_alpha(
     subject = find(run)
     zero_shot_of(subject)
     if method == "fixed":
-        return AlphaReport(
-            subject.name,
-            "fixed",
-            FIXED[options.task],
-            warnings=("a convention, made without a look at your data or model",),
+        return _fixed(subject, suite, how, options)
+    asked, root = asked_of(subject, suite, how)
+    how = replace(how, root=root)
+    if method == "dynamic" and isinstance(asked, Captions):
+        others = ", ".join(rule for rule in RULES if rule != "dynamic")
+        raise TaskError(
+            "dynamic compares how sure both ends are of the class of every image, and captions are "
+            f"no classes; rules that choose alpha by captions are {others}."
         )
-    chosen = find_suite(suite, how.root) if isinstance(suite, str) else suite
     if method == "leave_concepts_out":
-        return _leave_concepts_out(subject, chosen, how, options)
-    unit = open_validation(chosen, how, purpose="no alpha can be chosen")
+        return _leave_concepts_out(subject, asked, how, options)
+    unit: Unit | Paired
+    if isinstance(asked, Captions):
+        unit, split = asked.open(how), asked.split
+        n = len(unit.labels)
+    else:
+        unit, split = open_validation(asked, how, purpose=PURPOSE), split_of(asked)
+        n = len(unit.dataset)
     began = perf_counter()
     zero_shot, tuned = ends(subject)
     if how.runtime is not None:
@@ -75,7 +90,7 @@ def select_alpha(
     task = Task(Line(zero_shot, tuned), unit, how, options, zero_shot)
     report = _RULES[method](subject, task)
     cost = replace(report.cost, seconds=perf_counter() - began)
-    return replace(report, suite=chosen.name, n=len(unit.dataset), cost=cost)
+    return replace(report, suite=asked.name, split=split, n=n, cost=cost)
 
 
 def write_choice(report: AlphaReport, run: Subject | Run | Path | str, out: Path | str) -> Path:
@@ -112,22 +127,38 @@ def write_choice(report: AlphaReport, run: Subject | Run | Path | str, out: Path
     return out
 
 
+def _fixed(subject: Subject, suite: Suite | str | None, how: How, options: Options) -> AlphaReport:
+    """Return the convention for a kind of task; what cannot be looked at is classification."""
+    doubts = ["a convention, made without a look at your data or model"]
+    task = options.task
+    if task is None:
+        task = "classification"
+        try:
+            task = kind_of(subject, suite, how)
+        except DataError as error:
+            if suite is not None:
+                raise
+            doubts.append(f"taken for classification, because the data are not there: {error}")
+    return AlphaReport(subject.name, "fixed", FIXED[task], warnings=tuple(doubts))
+
+
 def _id_one_se(subject: Subject, task: Task) -> AlphaReport:
     seen, grid = task.look(), task.options.grid
-    correct = seen.correct
-    values = correct.mean(axis=1).tolist()
-    errors = rules.paired_errors(correct)
-    gains = rules.paired_errors(correct, 0)
+    values = seen.shares.mean(axis=1).tolist()
+    errors = rules.paired_errors(seen.shares)
+    gains = rules.paired_errors(seen.shares, 0)
     alpha = rules.one_standard_error(grid, values, errors.tolist(), gains.tolist())
     doubts = []
     if rules.still_rises(grid, values, errors.tolist(), alpha):
         doubts.append(
-            "accuracy on `val` rises all the way, so nothing there says where to stop: validation "
-            "shows only the training domain. Expect losses under shift; prefer fixed or "
+            f"{seen.measure} on validation rises all the way, so nothing there says where to stop: "
+            "validation shows only the training domain. Expect losses under shift; prefer fixed or "
             "leave_concepts_out"
         )
     if alpha == 0.0:
-        doubts.append("no alpha is more than one standard error better than zero-shot on `val`")
+        doubts.append(
+            "no alpha is more than one standard error better than zero-shot on validation"
+        )
     at = list(grid).index(alpha)
     curve = seen.curve()
     return AlphaReport(
@@ -136,6 +167,7 @@ def _id_one_se(subject: Subject, task: Task) -> AlphaReport:
         alpha,
         value=curve[at].value,
         error=curve[at].error,
+        measure=seen.measure,
         curve=curve,
         figures={"best": rules.best(grid, values), "paired_errors": errors.tolist()},
         warnings=tuple(doubts),
@@ -156,7 +188,7 @@ def _dynamic(subject: Subject, task: Task) -> AlphaReport:
     doubts = []
     if gap <= error:
         doubts.append(
-            f"on `val` it is not better than one alpha of {grid[single]:g} for all images "
+            f"on validation it is not better than one alpha of {grid[single]:g} for all images "
             f"({100 * gap:+.1f} points, standard error {100 * error:.1f}), at three times the cost"
         )
     if not 0.1 < float(shares.mean()) < 0.9:
@@ -171,7 +203,7 @@ def _dynamic(subject: Subject, task: Task) -> AlphaReport:
         "dynamic",
         copies=tuple(Copy(float(grid[at]), float((own == at).mean())) for at in kept),
         value=accuracy,
-        error=float(rules.binomial_errors(np.array(accuracy), len(right))),
+        error=float(rules.standard_errors(right)),
         curve=seen.curve(),
         figures={
             "mean": float(shares.mean()),
@@ -184,7 +216,9 @@ def _dynamic(subject: Subject, task: Task) -> AlphaReport:
     )
 
 
-def _leave_concepts_out(subject: Subject, suite: Suite, how: How, options: Options) -> AlphaReport:
+def _leave_concepts_out(
+    subject: Subject, asked: Suite | Captions, how: How, options: Options
+) -> AlphaReport:
     assert subject.run is not None
     began = perf_counter()
     run = Run(subject.run)
@@ -192,7 +226,7 @@ def _leave_concepts_out(subject: Subject, suite: Suite, how: How, options: Optio
     found: list[Hidden] = [
         leave_concepts_out(
             run,
-            suite,
+            asked,
             number,
             how=how,
             grid=options.grid,
@@ -207,13 +241,22 @@ def _leave_concepts_out(subject: Subject, suite: Suite, how: How, options: Optio
     at = list(options.grid).index(alpha)
     alphas = [one.alpha for one in found]
     doubts = []
+    what = "captions" if isinstance(asked, Captions) else "classes"
     if len(found) == 1:
-        doubts.append("one division of the classes: how far another would differ is unknown")
+        doubts.append(f"one division of the {what}: how far another would differ is unknown")
     elif max(alphas) - min(alphas) > 0.25:
         doubts.append(f"the divisions disagree: {', '.join(f'{one:g}' for one in alphas)}")
     if alpha == 1.0:
-        doubts.append("the hidden classes gain all the way; they say nothing about other styles")
+        doubts.append(f"the hidden {what} gain all the way; they say nothing about other styles")
     figures: dict[str, Any] = {"alphas": alphas, "runs": [str(one.run) for one in found]}
+    shared = [one.shared for one in found if one.shared is not None]
+    if shared:
+        figures["shared"] = float(np.mean(shared))
+        if figures["shared"] > 0.5:
+            doubts.append(
+                f"training has seen {100 * figures['shared']:.0f} % of what the hidden captions "
+                "speak of, so they show less of what is lost than hidden classes do"
+            )
     if len(found) > 1:
         figures["sd"] = float(np.std(alphas, ddof=1))
     cost = Cost(
@@ -228,9 +271,10 @@ def _leave_concepts_out(subject: Subject, suite: Suite, how: How, options: Optio
         alpha,
         value=curve[at].value,
         error=curve[at].error,
-        measure="harmonic mean of seen and hidden classes",
+        measure=f"harmonic mean of {MEASURE + ' of ' if shared else ''}seen and hidden {what}",
         curve=curve,
-        suite=suite.name,
+        suite=asked.name,
+        split=asked.split if isinstance(asked, Captions) else split_of(asked),
         n=sum(one.images for one in found) // len(found),
         figures=figures,
         warnings=tuple(doubts),
@@ -244,7 +288,7 @@ def _check(method: str, options: Options) -> None:
     if method not in RULES:
         hint = nearest(method, RULES)
         faults.append(f"there is no rule {method!r}; {hint} known: {', '.join(RULES)}")
-    if options.task not in FIXED:
+    if options.task is not None and options.task not in FIXED:
         faults.append(f"task is {options.task!r}; known: {', '.join(FIXED)}")
     if not 0 < options.deep <= 1:
         faults.append(f"the share of the last block is {options.deep}; it must lie in (0, 1]")

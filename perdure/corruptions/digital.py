@@ -12,16 +12,14 @@ import PIL.Image
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from .filters import Image, pick, scale_of, smooth, warped
+from .filters import Image, pick, smooth, warped
 
 _SATURATE = ((0.3, 0.0), (0.1, 0.0), (2.0, 0.0), (5.0, 0.1), (20.0, 0.2))
 """Factor and summand on the saturation"""
 
-_ELASTIC = (
-    (488.0, 170.8, 24.4), (488.0, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88),
-    (29.28, 2.44, 4.88),
-)  # fmt: skip
-"""Strength and smoothness of the displacement, and shift of the corners"""
+_SWAY, _SWAY_WIDTH = 0.005, 0.01
+"""Of the field that `elastic_transform` moves points by: largest draw as a share of the height, and
+standard deviation of its smoothing as a share of each side"""
 
 
 def contrast(image: Image, severity: int, rng: Generator) -> Image:
@@ -62,21 +60,26 @@ def pixelate(image: Image, severity: int, rng: Generator) -> Image:
 
 
 def elastic_transform(image: Image, severity: int, rng: Generator) -> Image:
-    """Move the corners of the middle, and every point by a smooth random field."""
-    strength, sigma, corners = (value * scale_of(image) for value in _ELASTIC[severity - 1])
+    """Read every point a little beside where it is, by a smooth random field.
+
+    Constants and field are those of the maintained fork of the public code. That code itself, which
+    made ImageNet-C, moved the corners of the image as well, and far more at severity 1 and 2.
+
+    Source: imagecorruptions-imaug 1.1.5.
+    """
     high, wide = image.shape[:2]
-    middle = np.array([wide, high]) / 2
-    third = min(high, wide) // 3
-    before = middle + third * np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
-    after = before + rng.uniform(-corners, corners, before.shape)
-    # Where each pixel of the result is read: the map from `after` back to `before`.
-    known = np.linalg.solve(np.c_[after, np.ones(3)], before)
+    strength, most = pick(severity, (12.5, 16.25, 21.25, 25.0, 30.0)), _SWAY * high
+    right, down = (
+        smooth(
+            rng.uniform(-most, most, (high, wide))[..., None],
+            (_SWAY_WIDTH * high, _SWAY_WIDTH * wide),
+            truncate=3.0,
+            mode="symmetric",
+        )[..., 0]
+        for _ in range(2)
+    )
     rows, columns = np.indices((high, wide), dtype=np.float64)
-    places = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ known
-    moved = warped(image, places[..., 1], places[..., 0])
-    fields = rng.uniform(-1.0, 1.0, (high, wide, 2))
-    fields = smooth(fields, sigma, truncate=3.0, mode="symmetric") * strength
-    return warped(moved, rows + fields[..., 0], columns + fields[..., 1])
+    return warped(image, rows + strength * down, columns + strength * right)
 
 
 def to_picture(image: Image) -> PIL.Image.Image:

@@ -22,23 +22,24 @@ def scale_of(image: Image) -> float:
     return float(min(image.shape[:2])) / REFERENCE
 
 
-def smooth(image: Image, sigma: float, *, truncate: float = 4.0, mode: str = "edge") -> Image:
+def smooth(
+    image: Image, sigma: float | tuple[float, float], *, truncate: float = 4.0, mode: str = "edge"
+) -> Image:
     """Return an image after a Gaussian filter.
 
     Args:
         image: Any number of channels.
-        sigma: Standard deviation in pixels; 0 changes nothing.
+        sigma: Standard deviation in pixels, or one down and one to the right; 0 changes nothing.
         truncate: Where the kernel ends, in standard deviations.
         mode: How the image goes on beyond its borders, as in `numpy.pad`.
     """
-    radius = int(truncate * sigma + 0.5)
-    if radius < 1:
-        return image
-    places = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 * (places / sigma) ** 2)
-    kernel /= kernel.sum()
-    for axis in (0, 1):
-        image = _along(image, kernel, axis, mode)
+    for axis, width in enumerate(sigma if isinstance(sigma, tuple) else (sigma, sigma)):
+        radius = int(truncate * width + 0.5)
+        if radius < 1:
+            continue
+        places = np.arange(-radius, radius + 1)
+        kernel = np.exp(-0.5 * (places / width) ** 2)
+        image = _along(image, kernel / kernel.sum(), axis, mode)
     return image
 
 

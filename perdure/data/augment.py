@@ -1,4 +1,7 @@
-"""Sizes and random changes of images: uint8 tensors in, uint8 tensors of the model's size out."""
+"""Sizes and random changes of images: uint8 tensors in, uint8 tensors of the model's size out.
+
+A fourth channel, a mask, moves with its image.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -75,8 +79,11 @@ def _mirror(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _resize(image: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
-    """Resize uint8 (3, H, W) as PIL does, to within one level."""
-    return interpolate(image[None], shape, mode=mode, antialias=True)[0]
+    """Resize uint8 (3, H, W) as PIL does, to within one level; a mask behind it, to 0 or 255."""
+    resized = interpolate(image[None, :3], shape, mode=mode, antialias=True)[0]
+    if len(image) == 3:
+        return resized
+    return torch.cat([resized, interpolate(image[None, 3:], shape, mode="nearest")[0]])
 
 
 AUGMENTS: dict[str, Callable[[Tensor, int, str, np.random.Generator], Tensor]] = {

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import DataError, RunError
 from ..files import read_json, whole_directory, write_json
 from ..inputs import Preprocess
-from .damaged import Damaged
+from .damaged import MADE_ANEW, Damaged
 from .hf_columns import files_outside
 from .hf_pictures import HfPictures
 from .own import OwnPictures
@@ -126,7 +126,8 @@ class _Theirs(Exception):
 def _sources(dataset: Any) -> Iterator[bytes]:
     """Yield what tells the images of a data set from others."""
     if isinstance(dataset, Damaged):
-        yield f"{dataset.corruption}-{dataset.severity} {dataset.seed}".encode()
+        made = f"{dataset.corruption}-{dataset.severity} {dataset.seed} {MADE_ANEW}"
+        yield made.encode()
         yield from _sources(dataset.whole)
     elif isinstance(dataset, Part):
         yield dataset.indices.astype(np.int64).tobytes()

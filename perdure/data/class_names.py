@@ -16,6 +16,9 @@ from pathlib import Path
 from ..errors import DataError, nearest
 from .tables import Row, Table, read_lines
 
+LISTS = (".txt", ".json")
+"""Endings of files of names or prompts"""
+
 _SHOWN = 10
 """Names that an error repeats"""
 
@@ -171,7 +174,23 @@ def read_templates(file: Path) -> tuple[str, ...] | None:
     return tuple(line for _, line in lines)
 
 
-def read_list(file: Path, what: str) -> tuple[str, ...]:
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """Return the prompts that somebody lists: one per line, or JSON; see `read_list`.
+
+    Raises:
+        DataError: As `read_list`, or one has no {} for the class name.
+    """
+    texts = read_list(file, "templates")
+    wrong = next((text for text in texts if "{}" not in text), None)
+    if wrong is not None:
+        raise DataError(
+            f"the prompt {wrong!r} of {file} has no {{}} for the class name; write it as in "
+            "'a photo of a {}.'."
+        )
+    return texts
+
+
+def read_list(file: Path, what: str, *, repeated: bool = False) -> tuple[str, ...]:
     """Read class names or templates that somebody lists, whatever their data are.
 
     Args:
@@ -179,6 +198,7 @@ def read_list(file: Path, what: str) -> tuple[str, ...]:
             or JSON: a list of texts, or an object that holds one under `what`, such as
             model/classes.json of a run.
         what: "classes" or "templates".
+        repeated: Whether a text may stand twice, because its place tells which is meant.
 
     Raises:
         DataError: If it cannot be read, is empty, or a text stands twice.
@@ -191,7 +211,7 @@ def read_list(file: Path, what: str) -> tuple[str, ...]:
         texts = list(_pairs(file, lines).readable) if tabs else [line for _, line in lines]
     texts = [text.strip() for text in texts if text.strip()]
     twice = sorted({text for text in texts if texts.count(text) > 1})
-    if not texts or twice:
+    if not texts or (twice and not repeated):
         fault = f"names {', '.join(map(repr, twice[:3]))} more than once" if twice else "is empty"
         raise DataError(f"the file of {what} {file} {fault}; write each of them on its own line.")
     return tuple(texts)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
+from .concepts import by_words
 from .damaged import Damaged, read_split
 from .decoding import TRANSFORMS, Transform
 from .prompts import SET_OF, SETS
@@ -20,10 +22,13 @@ from .published import FINDERS, TASKS
 from .views import Dataset as Dataset
 from .views import Half as Half
 from .views import Part as Part
+from .views import channels_of as channels_of
 from .views import group_names_of as group_names_of
+from .views import picture_numbers as picture_numbers
 from .views import rows_of as rows_of
 from .views import texts_of as texts_of
 from .views import transform_of as transform_of
+from .views import with_masks as with_masks
 
 Sampling = Literal["own", "coop"]
 """How few-shot subsets are chosen"""
@@ -114,7 +119,7 @@ def open_dataset(
         shots: Images per class; None for all.
         classes: "all", "base" or "novel" for halves of the classes, or another part that the data
             set defines; followed by "/seen-0" or "/hidden-0" for one of two random halves of it
-            (1, 2, ... divide anew).
+            (1, 2, ... divide anew). Captions are divided by the words of `train`: see `concepts`.
         sampling: How `shots` images are chosen: "own" as the data set does, or "coop", the
             published subsets of `protocols.few_shot`: from `train`, and from `val` at most 4 of a
             class, before classes are divided. Other splits stay whole under "coop".
@@ -153,7 +158,11 @@ def open_dataset(
         opened = _open_part(reader, opener, split, part, seed=seed, shots=shots)
     else:
         opened = _open_sampled(reader, opener, split, part, seed=seed, shots=shots)
-    opened = _half(opened, half) if divided else opened
+    if divided:
+        if opened.captioned and split != "train":
+            opened = _half(opened, half, opener("train", classes="all"))
+        else:
+            opened = _half(opened, half, opened)
     return opened if damage is None else Damaged(opened, *damage, seed=seed)
 
 
@@ -251,24 +260,36 @@ def _open_sampled(
     return Half(chosen, np.sort([places[name] for name in names]))
 
 
-def _half(whole: Dataset, name: str) -> Half:
-    """Return one of two halves of the classes; which classes, depends on their number alone."""
+def _half(whole: Dataset, name: str, trained: Dataset) -> Dataset:
+    """Return one of two halves of the classes; which classes, depends on their number alone.
+
+    Of captions it is some of the pictures, and depends on the captions that are trained.
+    """
     which, _, number = name.partition("-")
     if which not in _HALVES or not number.isdecimal():
         raise DataError(
             f"there is no half {name!r} of the classes; write seen-0 or hidden-0, with any number "
             "for 0: data.classes=all/seen-0."
         )
+    if whole.captioned:
+        division = by_words(*captions_of(trained), int(number), whole.name)
+        hides = division.hides(*captions_of(whole))
+        return Part(whole, np.flatnonzero(hides == (which == "hidden")))
     count = len(whole.classes)
-    if count < 4 or whole.captioned:
-        found = "captions" if whole.captioned else f"{count} classes"
+    if count < 4:
         raise DataError(
-            f"{whole.name} has {found}, which cannot be divided in halves that are tasks of their "
-            "own; 4 or more classes are needed."
+            f"{whole.name} has {count} classes, which cannot be divided in halves that are tasks "
+            "of their own; 4 or more classes are needed."
         )
     order = np.random.default_rng((3, int(number))).permutation(count)
     middle = (count + 1) // 2
     return Half(whole, np.sort(order[:middle] if which == "seen" else order[middle:]))
+
+
+def captions_of(rows: Dataset) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the captions of captioned rows, and the number of the picture that each describes."""
+    names = rows.classes
+    return [names[text] for text in texts_of(rows)], picture_numbers(rows)
 
 
 def _reader(name: str) -> Reader:

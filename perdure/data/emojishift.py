@@ -17,61 +17,16 @@ from torch import Tensor
 
 from ..errors import DataError, nearest
 from .captions import TEMPLATES as TEMPLATES
-from .render import CORRUPTIONS, PRESET_NAMES, Scenes, render
+from .emoji_domains import RETRIEVAL, RETRIEVAL_VAL, SPLITS, UNTRAINED, assign
+from .render import PRESET_NAMES, Scenes, render
 from .scenes import DOMAINS, open_scenes
 from .sheet import write_sheet
-from .sprites import BASE, CLASSES, CONCEPTS, PRETRAINING_ONLY, PRINTS, VENDORS, covered
+from .sprites import BASE, CLASSES, CONCEPTS, VENDORS, covered
 
 VERSION = 1
 """Changes whenever any test image may change"""
 
-ARTISTS = ("twemoji", "emojione", "fluent", "fluent-flat")
 _BLOCK = 256
-
-
-@dataclass(frozen=True)
-class Domain:
-    """What the images of a split are drawn from."""
-
-    code: int
-    """Part of every image's key; never reused"""
-    vendors: tuple[str, ...]
-    """Taken in turn"""
-    presets: tuple[str, ...]
-    """Taken in turn, each for an equal share of a class"""
-    per_class: int = 20
-    corrupted: bool = False
-    concepts: tuple[str, ...] = CLASSES
-
-
-SPLITS = {
-    "train": Domain(1, ("noto",), ("id",), per_class=16),
-    "val": Domain(2, ("noto",), ("id",)),
-    "val_shift": Domain(3, (*ARTISTS, *PRINTS), ("clean", "hard"), concepts=PRETRAINING_ONLY),
-    "id": Domain(4, ("noto",), ("id",)),
-    "v2": Domain(5, ("noto-v1",), ("id",)),
-    "rendition": Domain(6, ARTISTS, ("clean",)),
-    "sketch": Domain(7, PRINTS, ("paper",)),
-    "hard": Domain(8, ("noto-v1", "twemoji", "emojione", "fluent"), ("hard",)),
-    "corrupt": Domain(9, ("noto",), ("id",), corrupted=True),
-}
-"""Image `j` of a class is the same picture for ever, whatever number of images is asked for."""
-
-UNTRAINED = {
-    "untrained": Domain(51, ("noto",), ("id",), concepts=PRETRAINING_ONLY),
-    "untrained_rendition": Domain(52, ARTISTS, ("clean",), concepts=PRETRAINING_ONLY),
-    "untrained_sketch": Domain(53, PRINTS, ("paper",), concepts=PRETRAINING_ONLY),
-}
-"""What pre-training has shown and no task has: whether it is still known is suite `forgetting`.
-
-The concepts are those of `val_shift`, on which choices are made; the pictures are others.
-"""
-
-RETRIEVAL = {
-    "id": Domain(21, ("noto",), ("id", "plain")),
-    "rendition": Domain(22, ARTISTS, ("clean", "plain")),
-    "sketch": Domain(23, PRINTS, ("paper",)),
-}
 _PAIRS, _ALONE = 160, 96
 
 
@@ -185,18 +140,6 @@ def open_emojishift(
     )
 
 
-def assign(
-    domain: Domain, concepts: NDArray[np.int64], places: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return vendor, preset and corruption of every image, taken in turn within its class."""
-    turn = places + concepts
-    vendors = np.array([VENDORS.index(name) for name in domain.vendors])
-    presets = np.array([PRESET_NAMES.index(name) for name in domain.presets])
-    part = np.minimum(places * len(presets) // domain.per_class, len(presets) - 1)
-    damage = turn % len(CORRUPTIONS) if domain.corrupted else np.full(len(places), -1)
-    return vendors[turn % len(vendors)], presets[part], damage
-
-
 @lru_cache(maxsize=32)
 def _render_all(
     keys: tuple[int, ...],
@@ -231,9 +174,9 @@ class CaptionPairs:
     """(N,), no two equal"""
 
 
-@lru_cache(maxsize=len(RETRIEVAL))
+@lru_cache(maxsize=len(RETRIEVAL | RETRIEVAL_VAL))
 def open_retrieval(domain: str) -> CaptionPairs:
-    """Open the caption retrieval pairs of "id", "rendition" or "sketch".
+    """Open the caption retrieval pairs of "id", "rendition" or "sketch", or of "val" for choices.
 
     A picture shows two things ("a rat and a ring") or one thing on a plain named background
     ("a rat on a red background"; not on `sketch`, whose paper has no named colour).
@@ -241,12 +184,13 @@ def open_retrieval(domain: str) -> CaptionPairs:
     Raises:
         DataError: If the domain is unknown.
     """
-    if domain not in RETRIEVAL:
+    known = RETRIEVAL | RETRIEVAL_VAL
+    if domain not in known:
         raise DataError(
-            f"emojishift has no retrieval domain {domain!r}. Allowed: {', '.join(RETRIEVAL)}."
-            f"{nearest(domain, RETRIEVAL)}"
+            f"emojishift has no retrieval domain {domain!r}. Allowed: {', '.join(known)}."
+            f"{nearest(domain, known)}"
         )
-    spec = RETRIEVAL[domain]
+    spec = known[domain]
     alone = _ALONE if "plain" in spec.presets else 0
     count = _PAIRS + alone
     raw = np.asarray(np.random.Philox(key=spec.code).random_raw(2 * count)).reshape(2, count)

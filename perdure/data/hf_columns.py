@@ -111,11 +111,12 @@ def labels_of(table: Any, columns: Columns, where: str) -> list[str]:
     Raises:
         DataError: If a row has none.
     """
-    column = table.data.column(columns.text)
-    if column.null_count:
-        row = next(row for row, value in enumerate(column.to_pylist()) if value is None)
-        raise DataError(f"{where}, row {row}: {columns.text} is empty; every row needs a label.")
-    values = column.to_pylist()
+    values = table.data.column(columns.text).to_pylist()
+    for row, value in enumerate(values):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise DataError(
+                f"{where}, row {row}: {columns.text} is empty; every row needs a label."
+            )
     if columns.names is None:
         return [str(value).strip() for value in values]
     count = len(columns.names)

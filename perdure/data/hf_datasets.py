@@ -24,9 +24,9 @@ from ..errors import DataError, nearest
 from ..extras import require
 from .catalog import NotThereError
 from .class_names import Names, read_names, read_templates
+from .dividing import HELD_OUT, hold_out
 from .hf_columns import Columns, captions_of, columns_of, contents_of, labels_of, pick_columns
 from .hf_files import DICT, STATE, Parts, find_parts, load_table
-from .layout import HELD_OUT, hold_out
 
 HF = "hf"
 """Name of these data sets in recipes and suites"""

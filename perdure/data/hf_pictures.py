@@ -49,6 +49,16 @@ class HfPictures:
         texts = self.listing.texts
         return (self.listing.labels if texts is None else texts)[self.kept]
 
+    @property
+    def pictures(self) -> NDArray[np.int64]:
+        """(N,), the number of the picture that each row shows."""
+        return self.listing.rows[self.kept]
+
+    @property
+    def sources(self) -> tuple[Path, ...] | None:
+        """Files that pictures are read from; None where the library does not say."""
+        return tuple(Path(one["filename"]) for one in self.listing.table.cache_files) or None
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.kept)

@@ -11,33 +11,21 @@ rank of a folder, so a shifted set may hold a part of them.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
 from .class_names import Names, names_of_numbers, read_names, read_templates
+from .dividing import HELD_OUT, NAMED, OTHER_NAMES, SHIFTED, digest, hold_out, is_split, split_of
 from .folders import as_paths, class_folders, entries, may_be_split, pictures
 from .tables import TABLES, Row, Table, read_table
-
-HELD_OUT = 5
-"""One picture in so many is `val` where the data are not divided"""
-
-SHIFTED = "ood_"
-"""Start of the names of shifted test sets"""
-
-Item = TypeVar("Item")
-
-_NAMED = ("train", "val", "test")
-_OTHER_NAMES = {"valid": "val", "validation": "val"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +66,10 @@ class Own:
         """Names of the splits: train, val, test, then the shifted ones by name."""
         found: Iterable[str] = self.parts
         if self.table is not None and self.table.divided:
-            found = {_split_name(self.table, row) for row in self.table.rows}
+            found = {split_of(self.table, row) for row in self.table.rows}
         elif not self.parts:
             found = ("train", "val")
-        rank = {name: index for index, name in enumerate(_NAMED)}
+        rank = {name: index for index, name in enumerate(NAMED)}
         return tuple(sorted(found, key=lambda name: (rank.get(name, len(rank)), name)))
 
     @cached_property
@@ -130,7 +118,7 @@ class Own:
         if split not in self.splits:
             raise DataError(
                 f"{self.root} has no split {split!r}; found: {', '.join(self.splits)}. Splits are "
-                f"folders or tables named {', '.join(_NAMED)} or {SHIFTED}NAME, or values of a "
+                f"folders or tables named {', '.join(NAMED)} or {SHIFTED}NAME, or values of a "
                 f"column 'split'. {nearest(split, self.splits)}".rstrip()
             )
         source = self.parts.get(split, self.root)
@@ -213,19 +201,19 @@ class Own:
         table = self._table(split)
         if split in self.parts:
             for row in table.rows if table.divided else ():
-                if _split_name(table, row) != split:
+                if split_of(table, row) != split:
                     raise DataError(
                         f"{table.at(row)}: split is {row.split!r}, but the name of the file says "
                         f"{split}. Rename the column or the file, or name the file as root."
                     )
             return table, list(table.rows)
         if table.divided:
-            return table, [row for row in table.rows if _split_name(table, row) == split]
+            return table, [row for row in table.rows if split_of(table, row) == split]
         groups: dict[str, list[tuple[str, Row]]] = {}
         for row in table.rows:
-            # Captions are all different, so they are divided as one group.
+            # Captions are all different, so they are divided as one group, picture by picture.
             group = groups.setdefault("" if table.captioned else row.number or row.text, [])
-            group.append((f"{row.path}\n{row.text}", row))
+            group.append((row.path if table.captioned else f"{row.path}\n{row.text}", row))
         kept = [row for group in groups.values() for row in hold_out(group, split)]
         return table, sorted(kept)
 
@@ -252,15 +240,15 @@ def find_own(root: Path) -> Own:
         if not is_folder and entry.suffix.lower() not in TABLES:
             continue
         stem = entry.name if is_folder else entry.stem
-        name = _OTHER_NAMES.get(stem, stem)
-        similar = name.lower().startswith("ood") or nearest(name, _NAMED)
+        name = OTHER_NAMES.get(stem, stem)
+        similar = name.lower().startswith("ood") or nearest(name, NAMED)
         if is_folder and (not similar or not may_be_split(entry)):
             continue  # pictures lie in it: a class, even if it is called "train"
         if name in parts:
             raise DataError(
                 f"{root} has split {name!r} twice: {parts[name].name} and {entry.name}. Keep one."
             )
-        if _is_split(name):
+        if is_split(name):
             parts[name] = entry
         elif similar:
             near.append(entry.name)
@@ -269,12 +257,12 @@ def find_own(root: Path) -> Own:
     if near:
         raise DataError(
             f"{root} holds {near[0]!r}, which is no name of a split; allowed are "
-            f"{', '.join(_NAMED)} and {SHIFTED}NAME. Rename it, or move it elsewhere."
+            f"{', '.join(NAMED)} and {SHIFTED}NAME. Rename it, or move it elsewhere."
         )
     if not parts and tables:
         raise DataError(
             f"{root} holds the table {tables[0].name}, which has not the name of a split "
-            f"({', '.join(_NAMED)}, {SHIFTED}NAME). Name the table itself, {tables[0]}, or rename "
+            f"({', '.join(NAMED)}, {SHIFTED}NAME). Name the table itself, {tables[0]}, or rename "
             "it, or move it elsewhere if the folders are the data."
         )
     if not parts:
@@ -290,41 +278,7 @@ def fingerprint(own: Own, splits: Iterable[str]) -> int:
         parts += [split, *listing.classes]
         for file, label in zip(listing.files.tolist(), listing.labels.tolist(), strict=True):
             parts.append(f"{os.path.relpath(os.fsdecode(file), own.beside)}\t{label}")
-    return int.from_bytes(_digest("\n".join(parts))[:6], "big")
-
-
-def hold_out(found: Sequence[tuple[str, Item]], split: str) -> list[Item]:
-    """Return one side of a class that is divided by a hash of its pictures' names.
-
-    Every class with two pictures or more has some on either side.
-    """
-    ranked = sorted(range(len(found)), key=lambda index: _digest(found[index][0]))
-    count = max(len(found) // HELD_OUT, 1) if len(found) > 1 else 0
-    held = set(ranked[:count])
-    return [item for index, (_, item) in enumerate(found) if (index in held) == (split == "val")]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-
-
-def _split_name(table: Table, row: Row) -> str:
-    """Return the split of a row.
-
-    Raises:
-        DataError: If it is no name of a split.
-    """
-    name = _OTHER_NAMES.get(row.split or "", row.split or "")
-    if _is_split(name):
-        return name
-    raise DataError(
-        f"{table.at(row)}: {row.split!r} is no split; allowed are {', '.join(_NAMED)} and "
-        f"{SHIFTED}NAME. {nearest(name, _NAMED)}".rstrip()
-    )
-
-
-def _is_split(name: str) -> bool:
-    return name in _NAMED or (name.startswith(SHIFTED) and name != SHIFTED)
+    return int.from_bytes(digest("\n".join(parts))[:6], "big")
 
 
 def _is_file(path: Path) -> bool:

@@ -28,7 +28,7 @@ from .cache import open_kept
 from .caption_tokens import Captions as Captions
 from .datasets import Dataset, texts_of, transform_of
 from .sampling import batch_indices, draw_rng, place, shard, steps_per_epoch
-from .views import Part
+from .views import Part, channels_of, with_masks
 
 
 class Pictures(Protocol):
@@ -161,6 +161,10 @@ class Loader:
         self._features = features
         self.source.embedded = True
 
+    def add_masks(self) -> None:
+        """Let images come with their masks as a fourth channel from now on, where they have any."""
+        self.source.dataset = self.source.pictures = with_masks(self.source.dataset)
+
     def take_pictures(self, pictures: Pictures) -> None:
         """Let batches be cut from these pictures, the same in the same order, from now on."""
         self.source.pictures = pictures
@@ -234,7 +238,8 @@ class Source(TorchDataset["Raw | PerdureError"]):
         templates = np.zeros(len(indices), dtype=np.int64)
         size, mode = self.preprocess.size, self.preprocess.interpolation
         side = 0 if self.embedded else size
-        images = torch.empty(len(indices), 3, side, side, dtype=torch.uint8)
+        channels = channels_of(self.dataset)
+        images = torch.empty(len(indices), channels, side, side, dtype=torch.uint8)
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
             rng = draw_rng(self.seed, int(view), int(index))
             templates[position] = rng.integers(self.captions.templates)
@@ -301,7 +306,7 @@ class _Fitted(TorchDataset["Tensor | PerdureError"]):
     def __getitem__(self, start: int) -> Tensor | PerdureError:
         part = self.indices[start : start + self.batch_size]
         size, mode = self.preprocess.size, self.preprocess.interpolation
-        images = torch.empty(len(part), 3, size, size, dtype=torch.uint8)
+        images = torch.empty(len(part), channels_of(self.dataset), size, size, dtype=torch.uint8)
         try:
             for position, index in enumerate(part):
                 images[position] = fit(self.dataset.image(int(index)), size, mode)

@@ -147,6 +147,11 @@ def decode(
             elif picture.mode == "F":
                 raise ValueError("its pixels are real numbers, whose range nobody knows")
             pixels = np.array(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise DataError(
+            f"the picture {name or file} is not there; complete the data, or take it out of their "
+            "list. perdure data check ROOT names all that are missing."
+        ) from None
     except Exception as error:  # pillow's decoders raise whatever they meet
         reason = str(error).strip() or type(error).__name__
         raise DataError(

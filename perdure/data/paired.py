@@ -6,7 +6,6 @@ have captions of the same words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from ..errors import DataError
 from .datasets import open_dataset
 from .decoding import Transform
 from .emojishift import CaptionPairs, open_retrieval
-from .views import Dataset, Part, texts_of
+from .views import Dataset, Part, picture_numbers, texts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,10 @@ class Paired:
             return self
         if limit < 1:
             raise DataError(f"the limit is {limit} pictures per split; it must be at least 1.")
-        kept = np.linspace(0, len(self.labels) - 1, limit).round().astype(np.int64)
+        return self.part(np.linspace(0, len(self.labels) - 1, limit).round().astype(np.int64))
+
+    def part(self, kept: NDArray[np.int64]) -> Paired:
+        """Return some pictures, by ascending places, with all captions of theirs."""
         spoken = np.isin(self.caption_labels, self.labels[kept])
         return Paired(
             Part(self.pictures, kept),
@@ -61,7 +63,8 @@ def open_paired(
 
     Args:
         dataset: "emojishift", or a captioned one of `perdure.data.datasets.DATASETS`.
-        split: As the data set calls it; of emojishift "id", "rendition" or "sketch".
+        split: As the data set calls it; of emojishift "id", "rendition" or "sketch", and "val" on
+            which nothing is reported.
         root: Directory of the files; None for embedded data.
         transform: How pictures are decoded.
 
@@ -101,15 +104,6 @@ def pair(rows: Dataset, numbers: NDArray[np.int64], texts: NDArray[np.int64]) ->
     """
     labels, first = np.unique(numbers, return_index=True)
     return Paired(Part(rows, first), labels, tuple(rows.classes[text] for text in texts), numbers)
-
-
-def picture_numbers(rows: Dataset) -> NDArray[np.int64]:
-    """Return which picture each row shows, (R,), counted in the order of their first row."""
-    files: Sequence[Path] | None = getattr(rows, "files", None)
-    if files is None:  # published sets count pictures in their labels
-        return rows.labels
-    places: dict[Path, int] = {}
-    return np.array([places.setdefault(file, len(places)) for file in files], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,6 +48,10 @@ TASKS = {"imagenet": None, "iwildcam": "id_val", "fmow": "id_val"}
 reported on"""
 
 
+BY_F1 = ("iwildcam",)
+"""Data sets whose published figures are macro-F1; source: Koh et al. 2021, arXiv 2012.07421"""
+
+
 def require_known(name: str) -> None:
     """Refuse a name of no published data set.
 

@@ -49,6 +49,8 @@ class RegionPairs:
     """Distinct nouns, sorted"""
     name: str = "regions"
     captioned: bool = False
+    masked: bool = False
+    """Whether images have their masks as a fourth channel, 0 or 255; `with_masks` decides it"""
 
     def __len__(self) -> int:
         """Return the number of regions."""
@@ -56,6 +58,8 @@ class RegionPairs:
 
     def image(self, index: int) -> Tensor:
         """Return one region, (3, 224, 224), uint8, with the mean colour outside its mask.
+
+        Where they are `masked`, (4, 224, 224).
 
         Raises:
             DataError: If image or mask cannot be read, are of two sizes, or the region is empty.
@@ -78,7 +82,7 @@ class RegionPairs:
             )
         if not mask.any():
             raise DataError(f"{where} is empty; leave out regions without pixels.")
-        return region_pixels(image, torch.from_numpy(mask), SIDE, MEAN)
+        return region_pixels(image, torch.from_numpy(mask), SIDE, MEAN, masked=self.masked)
 
 
 def open_region_pairs(

@@ -82,6 +82,8 @@ class SceneRegions:
     name: str = "emojishift-regions"
     classes: tuple[str, ...] = CLASSES
     captioned: bool = False
+    masked: bool = False
+    """Whether images have their masks as a fourth channel, 0 or 255; `with_masks` decides it"""
 
     def __len__(self) -> int:
         """Return the number of regions."""
@@ -94,16 +96,16 @@ class SceneRegions:
 
     @cached_property
     def images(self) -> Tensor:
-        """All regions, (N, 3, 40, 40), uint8."""
-        found = torch.empty(len(self), 3, SIDE, SIDE, dtype=torch.uint8)
+        """All regions, (N, 3, 40, 40), or (N, 4, 40, 40) where they are masked, uint8."""
+        found = torch.empty(len(self), 3 + self.masked, SIDE, SIDE, dtype=torch.uint8)
         for place, row in enumerate(self.rows):
             scene, mask = divmod(int(row), self.scenes.masks.shape[1])
             image, region = self.scenes.images[scene], self.scenes.masks[scene, mask]
-            found[place] = region_pixels(image, region, SIDE, GREY)
+            found[place] = region_pixels(image, region, SIDE, GREY, masked=self.masked)
         return found
 
     def image(self, index: int) -> Tensor:
-        """Return one region, (3, 40, 40), uint8, with grey outside its mask."""
+        """Return one region, (3, 40, 40), uint8, with grey outside its mask; or (4, 40, 40)."""
         return self.images[index]
 
 

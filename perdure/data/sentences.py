@@ -103,10 +103,8 @@ def _catalog(
 
 def pictures_of(catalog: Catalog) -> int:
     """Return the number of different pictures, which known counts of captioned sets count."""
-    if not catalog.captioned:
-        return len(catalog)
-    # In a person's own table labels count captions.
-    return len(np.unique(catalog.labels if catalog.read is not None else catalog.paths))
+    # Labels may count captions: of a table, or of shards with one each.
+    return len(np.unique(catalog.paths)) if catalog.captioned else len(catalog)
 
 
 def _karpathy(file: Path, split: str, silent: list[str]) -> Pairs:

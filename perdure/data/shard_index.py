@@ -6,7 +6,7 @@ hundred bytes for a picture and its caption, and nothing of the pictures.
 
 from __future__ import annotations
 
-import re
+import io
 import tarfile
 import warnings
 from array import array
@@ -19,10 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .catalog import NotThereError
-from .class_names import read_list
-from .folders import as_paths, entries
-from .tables import read_lines
+from .folders import as_paths
+from .shard_files import find_shards, holds_lines, names_beside
 
 Damaged = Literal["error", "skip"]
 
@@ -31,7 +29,6 @@ WDS = "wds"
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
 _BLOCK = 512
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Sample(NamedTuple):
@@ -41,8 +38,8 @@ class Sample(NamedTuple):
     offset: int
     """Of its bytes in the shard"""
     size: int
-    text: str
-    """Label or caption"""
+    texts: tuple[str, ...]
+    """Label or caption, or several captions"""
     labelled: bool
 
 
@@ -56,10 +53,13 @@ class Index:
     keys: NDArray[np.bytes_]
     """(N,), as the shards call the samples"""
     labels: NDArray[np.int64]
-    """(N,), index into `classes`"""
+    """(N,), index into `classes`, or the number of the picture"""
     classes: tuple[str, ...]
     """Names, or the distinct captions"""
     captioned: bool
+    texts: NDArray[np.int64] | None
+    """(N,), index into `classes` of each row's caption, where pictures may have several, so that
+    labels are their numbers; None where labels say all"""
     skipped: int
     """Samples that were left out because they, or the ends of their shards, are damaged"""
 
@@ -103,10 +103,11 @@ def index_shards(split: str, root: Path, damaged: Damaged = "error") -> Index:
     keys: list[bytes] = []
     rank: dict[str, int] = {}
     captioned: bool | None = None
-    names = _names(root)
-    skipped = 0
+    names, several = names_beside(root), holds_lines(root)
+    texts = array("q")
+    pictures = skipped = 0
     for number, shard in enumerate(shards):
-        for found in _samples(shard):
+        for found in _samples(shard, several):
             if isinstance(found, str):
                 if damaged == "error":
                     raise DataError(f"{found} Replace it, or leave such out: data.damaged=skip.")
@@ -119,11 +120,14 @@ def index_shards(split: str, root: Path, damaged: Damaged = "error") -> Index:
                     f"{found.key} in {shard} has a {'label' if captioned else 'caption'}, but the "
                     "samples before it have none; all samples need the same kind of text."
                 )
-            places.extend((number, found.offset, found.size))
-            keys.append(found.key.encode("utf-8", "surrogateescape"))
-            labels.append(
-                rank.setdefault(found.text, len(rank)) if captioned else _label(found, names, root)
-            )
+            for text in found.texts:
+                places.extend((number, found.offset, found.size))
+                keys.append(found.key.encode("utf-8", "surrogateescape"))
+                place = rank.setdefault(text, len(rank)) if captioned else -1
+                texts.append(place)
+                own = place if captioned else _label(found, names, root)
+                labels.append(pictures if several else own)
+            pictures += 1
     if captioned is None:
         raise DataError(f"the {len(shards)} shards of {root} hold no whole sample.")
     if skipped:
@@ -139,82 +143,22 @@ def index_shards(split: str, root: Path, damaged: Damaged = "error") -> Index:
         np.array(labels, dtype=np.int64),
         tuple(rank) if captioned else names or (),
         captioned,
+        np.array(texts, dtype=np.int64) if captioned and several else None,
         skipped,
     )
 
 
-def split_folders(root: Path) -> tuple[str, ...]:
-    """Return the splits below a root.
+def are_captioned(root: Path, split: str) -> bool:
+    """Return whether the first whole sample of a split has a caption instead of a label.
 
     Raises:
-        NotThereError: If there is no shard.
+        DataError: If there is no shard.
     """
-    if ".tar" in root.name:
-        return ("train",)
-    if root.is_dir():
-        folders = [entry.name for entry in entries(root) if any(entry.glob("*.tar"))]
-        found = ("train",) if any(root.glob("*.tar")) else ()
-        if folders or found:
-            return tuple(dict.fromkeys((*found, *folders)))
-    raise NotThereError(f"there is no shard (*.tar) in {root}, or in a folder of it.")
+    found = (one for shard in find_shards(root, split) for one in _samples(shard))
+    return not next((one.labelled for one in found if isinstance(one, Sample)), False)
 
 
-def find_shards(root: Path, split: str) -> tuple[Path, ...]:
-    """Return the tar files of a split in the order of their names.
-
-    Raises:
-        DataError: If there is none, one of a range is missing, or fewer than `nshards.txt` says.
-    """
-    if ".tar" in root.name:
-        if split != "train":
-            raise DataError(
-                f"{root} names shards, which are split train; name a directory for {split}."
-            )
-        files = [Path(one) for part in str(root).split("::") for one in _expand(part)]
-        missing = [file for file in files if not file.is_file()]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(files)} shards are not there; the first is {missing[0]}."
-            )
-        return tuple(files)
-    for folder in (root / split, *((root,) if split == "train" else ())):
-        found = tuple(sorted(folder.glob("*.tar"), key=_by_number))
-        if not found:
-            continue
-        said = folder / "nshards.txt"
-        if said.is_file() and read_lines(said).strip() != str(len(found)):
-            raise DataError(
-                f"{folder} holds {len(found)} shards, but {said.name} says "
-                f"{read_lines(said).strip()[:20]}. Is it half a download?"
-            )
-        return found
-    raise DataError(
-        f"there is no shard of split {split!r} below {root}; expected {root / split}/*.tar, or a "
-        "root such as shards/{00000..00012}.tar."
-    )
-
-
-def _expand(pattern: str) -> list[str]:
-    """Return the names that a range in braces stands for."""
-    found = _RANGE.search(pattern)
-    if found is None:
-        return [pattern]
-    first, last = found[1], found[2]
-    numbers = range(int(first), int(last) + 1)
-    return [
-        name
-        for number in numbers
-        for name in _expand(
-            pattern[: found.start()] + f"{number:0{len(first)}d}" + pattern[found.end() :]
-        )
-    ]
-
-
-def _by_number(file: Path) -> tuple[int, str]:
-    return (int(file.stem), file.stem) if file.stem.isdecimal() else (-1, file.stem)
-
-
-def _samples(file: Path) -> Iterator[Sample | str]:
+def _samples(file: Path, several: bool = False) -> Iterator[Sample | str]:
     """Yield the samples of a shard, and a sentence for everything in it that is damaged."""
     parts: dict[str, bytes | tuple[int, int]] = {}
     key = None
@@ -230,43 +174,49 @@ def _samples(file: Path) -> Iterator[Sample | str]:
                 own = f"{folder}/{stem}" if folder else stem
                 if own != key:
                     if key is not None:
-                        yield _sample(file, key, parts)
+                        yield _sample(file, key, parts, several)
                     key, parts = own, {}
                 kind = kind.lower()
                 if kind in _IMAGES:
                     parts["image"] = (member.offset_data, member.size)
-                elif kind in ("txt", "cls"):
+                elif kind in ("txt", "cls", "npy"):
                     content = archive.extractfile(member)
                     parts[kind] = content.read() if content else b""
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
             whole = file.stat().st_size >= end + _BLOCK
         if key is not None:
-            yield _sample(file, key, parts)
+            yield _sample(file, key, parts, several)
         if not whole:
             yield f"the shard {file} is cut off: it ends behind {key} without the mark of an end."
     except (tarfile.TarError, OSError, EOFError) as error:
         yield f"the shard {file} is damaged behind {key or 'its start'} ({error})."
 
 
-def _sample(file: Path, key: str, parts: dict[str, bytes | tuple[int, int]]) -> Sample | str:
+def _sample(
+    file: Path, key: str, parts: dict[str, bytes | tuple[int, int]], several: bool
+) -> Sample | str:
     place = parts.get("image")
-    kind = "cls" if "cls" in parts else "txt"
+    kind = next((one for one in ("cls", "npy") if one in parts), "txt")
     text = parts.get(kind)
     if not isinstance(place, tuple):
         return f"{key} in {file} has no picture ({', '.join(_IMAGES)})."
     if not isinstance(text, bytes) or not text.strip():
-        return f"{key} in {file} has neither a label (.cls) nor a caption (.txt)."
+        return f"{key} in {file} has neither a label (.cls, .npy) nor a caption (.txt)."
+    if kind == "npy":
+        try:
+            number = np.load(io.BytesIO(text), allow_pickle=False)
+            if number.size != 1 or number.dtype.kind not in "iu":
+                raise ValueError(f"{number.dtype} of shape {number.shape}")
+        except (ValueError, EOFError, OSError) as error:
+            return f"the label {key}.npy in {file} is no whole number ({error})."
+        return Sample(key, *place, (str(int(number.item())),), labelled=True)
     try:
-        words = " ".join(text.decode("utf-8").split())
+        whole = text.decode("utf-8")
     except UnicodeDecodeError:
         return f"the text of {key} in {file} is not UTF-8."
+    lines = whole.splitlines() if several and kind == "txt" else [whole]
+    words = tuple(" ".join(line.split()) for line in lines if line.strip())
     return Sample(key, *place, words, kind == "cls")
-
-
-def _names(root: Path) -> tuple[str, ...] | None:
-    """Return the names of labels that lie beside shards; None without any."""
-    file = (root.parent if ".tar" in root.name else root) / "classnames.txt"
-    return read_list(file, "classes") if file.is_file() else None
 
 
 def _label(sample: Sample, names: tuple[str, ...] | None, root: Path) -> int:
@@ -275,9 +225,10 @@ def _label(sample: Sample, names: tuple[str, ...] | None, root: Path) -> int:
             f"{sample.key} has a label (.cls), but there is no classnames.txt beside the shards of "
             f"{root}; write one name per line there, in the order of the labels from 0."
         )
-    if not sample.text.isdecimal() or int(sample.text) >= len(names):
+    text = sample.texts[0]
+    if not text.isdecimal() or int(text) >= len(names):
         raise DataError(
-            f"the label of {sample.key} is {sample.text[:40]!r}; classnames.txt of {root} has "
+            f"the label of {sample.key} is {text[:40]!r}; classnames.txt of {root} has "
             f"{len(names)} names, so labels are 0 to {len(names) - 1}."
         )
-    return int(sample.text)
+    return int(text)

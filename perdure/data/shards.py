@@ -35,8 +35,24 @@ class Shards:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,), index into `classes`."""
+        """(N,), index into `classes`; of pictures that may have several captions, the picture."""
         return self.index.labels[self.kept]
+
+    @property
+    def texts(self) -> NDArray[np.int64]:
+        """(N,), what of `classes` each row is trained with."""
+        texts = self.index.texts
+        return (self.index.labels if texts is None else texts)[self.kept]
+
+    @property
+    def pictures(self) -> NDArray[np.int64]:
+        """(N,), the number of the picture that each row shows."""
+        return np.unique(self.index.places, axis=0, return_inverse=True)[1].ravel()[self.kept]
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """Files that pictures are read from."""
+        return self.index.shards
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -79,8 +95,8 @@ def open_shards(
 ) -> Shards:
     """Open the shards of a split.
 
-    Labels are those of `.cls` files, and their names those of `classnames.txt`; without any, the
-    `.txt` files are captions.
+    Labels are those of `.cls` or `.npy` files, and their names those of `classnames.txt`; without
+    any, the `.txt` files are captions: a line each where `dataset_type.txt` says retrieval.
 
     Args:
         split: Folder below the root; "train" is also the root itself, where shards lie in it.

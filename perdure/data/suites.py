@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DataError, nearest
-from . import hf_datasets, shifts, uses
+from . import shifts, uses
 from .damaged import DAMAGED, damaged_suite
 from .datasets import DATASETS
-from .hf_datasets import HF, HfFolder, find_hf
-from .layout import SHIFTED, Own, find_own, fingerprint
+from .dividing import SHIFTED
+from .found import OWN, Found, find_found, tested
+from .hf_datasets import HF
+from .shard_index import WDS
 from .shifts import TASK_SUITES
 from .splits import Role as Role
 from .splits import Split as Split
@@ -120,6 +122,12 @@ SUITES: dict[str, Suite] = {
             splits=(),  # those that are found
             templates=HF,
         ),
+        Suite(
+            name=WDS,
+            summary="labelled shards (tar files) at --data: test (or val), and every ood_NAME",
+            splits=(),  # those that are found
+            templates=WDS,
+        ),
         *(
             Suite(name=name, summary=summary, splits=(), templates="openai-80")
             for name, summary in (
@@ -136,7 +144,7 @@ def suite(name: str, root: Path | None = None) -> Suite:
 
     Args:
         name: One of `SUITES`.
-        root: Where the data are, on which the splits of "own" and "hf" depend.
+        root: Where the data are, on which the splits of "own", "hf" and "wds" depend.
 
     Raises:
         DataError: If there is none (names the nearest), or own data are missing or malformed.
@@ -195,10 +203,10 @@ def of_task(dataset: str, classes: str = "all") -> str | None:
 def _own(empty: Suite, root: Path | None) -> Suite:
     """Return the suite of what is found under a root."""
     found, inside = _test_of(empty.name, root)
-    if found.captioned:
+    if found.captioned(inside):
         raise DataError(
             f"{root} has captions, no labels, so there are no classes to score; suite "
-            f"{empty.name} needs a column of labels. Suite retrieval scores captions."
+            f"{empty.name} needs labels. Suite retrieval scores captions."
         )
     shifted = [name for name in found.splits if name.startswith(SHIFTED)]
     return replace(
@@ -210,7 +218,7 @@ def _own(empty: Suite, root: Path | None) -> Suite:
                 for name in shifted
             ),
         ),
-        version=_version_of(found, (inside, *shifted)),
+        version=found.version((inside, *shifted)),
     )
 
 
@@ -226,36 +234,24 @@ def _halves_of(dataset: str, root: Path | None) -> Suite:
     if dataset not in _FOUND:
         return base_to_novel(dataset)
     found, inside = _test_of(dataset, root)
-    return base_to_novel(dataset, inside, _version_of(found, (inside,)))
+    return base_to_novel(dataset, inside, found.version((inside,)))
 
 
-def _version_of(found: Own | HfFolder, splits: tuple[str, ...]) -> int:
-    if isinstance(found, HfFolder):
-        return hf_datasets.fingerprint(found, splits)
-    return fingerprint(found, splits)
-
-
-def _test_of(name: str, root: Path | None) -> tuple[Own | HfFolder, str]:
+def _test_of(name: str, root: Path | None) -> tuple[Found, str]:
     """Return what is found under a root, and the split that is scored."""
     if root is None:
         raise DataError(
             f"suite {name} is made of what is found under a directory, and none is named; add "
             f"--data ROOT with {_FOUND[name]}, as in data.root of recipes."
         )
-    found = find_hf(root) if name == HF else find_own(root)
-    known = (one for one in ("test", "val") if one in found.splits)
-    inside = next((one for one in known if not isinstance(found, HfFolder) or found.knows(one)), "")
-    if not inside:
-        more = f" Add {root / 'test'}/<class>/*.jpg or a table test.csv." if name == "own" else ""
-        raise DataError(
-            f"{root} has neither split test nor val to evaluate on; found: "
-            f"{', '.join(found.splits)}.{more}"
-        )
-    return found, inside
+    found = find_found(root, name)
+    more = f" Add {root / 'test'}/<class>/*.jpg or a table test.csv." if name == OWN else ""
+    return found, tested(found, root, more)
 
 
 _FOUND = {
-    "own": "train/, test/, ood_*/ folders or tables",
+    OWN: "train/, test/, ood_*/ folders or tables",
     HF: "what save_to_disk wrote, or Parquet files",
+    WDS: "folders test/, ood_*/ of *.tar files",
 }
 """Data sets whose splits are whatever is found, and what is looked for; each is a suite as well"""

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..errors import PerdureError
 from .catalog import Catalog, NotThereError
 from .folders import as_paths
 from .hf_datasets import HF, find_hf
 from .layout import find_own
 from .published import SPLITS, probe
-from .shard_index import WDS, index_shards, split_folders
+from .shard_files import split_folders
+from .shard_index import WDS, index_shards
 
 
 class Survey(NamedTuple):
@@ -96,10 +99,14 @@ def _wds(root: Path) -> Iterator[Catalog]:
             name=WDS,
             split=split,
             root=root,
-            paths=index.keys,
+            # Other shards may have the same keys.
+            paths=np.char.add(
+                np.array([f"{one.name}/" for one in index.shards], np.bytes_)[index.places[:, 0]],
+                index.keys,
+            ),
             labels=index.labels,
             classes=index.classes,
-            texts=index.labels if index.captioned else None,
+            texts=index.labels if index.captioned and index.texts is None else index.texts,
             read=index.read,
         )
 

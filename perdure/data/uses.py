@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import DataError, nearest
 from . import coop, vqa
 from .catalog import NotThereError
-from .layout import find_own, fingerprint
+from .found import find_found
 from .published import probe
 from .splits import Role, Split, Suite, Task
 
@@ -91,8 +91,8 @@ def _retrieval(root: Path | None) -> Suite:
         if isinstance(one, DataError) and not isinstance(one, NotThereError):
             raise one  # it is there and damaged, which must not look like not being there
     there = [name for name, one in found.items() if not isinstance(one, DataError)]
-    splits = dict.fromkeys(there, "test") or {"own": _own_captions(root)}
-    version = 1 if there else fingerprint(find_own(root), splits.values())
+    name, split, version = ("", "", 1) if there else _captions_of(root)
+    splits = dict.fromkeys(there, "test") or {name: split}
     return Suite(
         name="retrieval",
         summary=SUMMARIES["retrieval"],
@@ -109,27 +109,31 @@ def searched(root: Path) -> tuple[str, ...]:
     """Return the data sets at a root that suite `retrieval` scores, whether or not they are whole.
 
     Raises:
-        DataError: If there is none and no table of captions either.
+        DataError: If there is none and no captions of one's own either.
     """
     there = [name for name in SEARCHED if not isinstance(probe(name, "test", root), NotThereError)]
-    if not there:
-        _own_captions(root)
-    return tuple(there) or ("own",)
+    return tuple(there) or (_captions_of(root)[0],)
 
 
-def _own_captions(root: Path) -> str:
-    """Return the split of a person's own captioned pictures that is scored."""
-    missing = f"suite retrieval finds neither coco nor flickr30k nor a table of captions at {root}"
+def _captions_of(root: Path) -> tuple[str, str, int]:
+    """Return kind, split and version of a person's own captioned pictures that are scored."""
+    missing = f"suite retrieval finds neither coco nor flickr30k nor captions of your own at {root}"
     try:
-        own = find_own(root)
-        captioned = own.captioned
+        found = find_found(root)
+        split = next((name for name in ("test", "val") if name in found.splits), None)
+        captioned = split is not None and found.captioned(split)
     except DataError as error:
         raise DataError(f"{missing}: {error}") from None
-    split = next((name for name in ("test", "val") if name in own.splits), None)
-    if not captioned or split is None:
-        what = "no split test or val" if captioned else "labels, no captions"
-        raise DataError(f"{missing}; what is there has {what}. docs/retrieval.md has an example.")
-    return split
+    if split is None:
+        raise DataError(
+            f"{missing}: there is no split test or val, only {', '.join(found.splits)}. "
+            "docs/retrieval.md has an example."
+        )
+    if not captioned:
+        raise DataError(
+            f"{missing}: split {split} has labels, no captions. docs/retrieval.md has an example."
+        )
+    return found.name, split, found.version((split,))
 
 
 def forgetting(root: Path | None, without: str | None = None) -> Suite:
@@ -209,7 +213,7 @@ def _vqa(root: Path | None) -> Suite:
 SUMMARIES = {
     FORGETTING: "embedded concepts that no task trains on; at --data every set of classes there",
     "vqa": "questions with candidate answers at --data: vqa.json, VQA v2, ScienceQA",
-    "retrieval": "captions and pictures at --data: COCO, Flickr30k, or a table of your own",
+    "retrieval": "captions and pictures at --data: COCO, Flickr30k, or your own",
 }
 
 MAKERS: dict[str, Callable[[Path | None], Suite]] = {

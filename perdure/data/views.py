@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -143,6 +145,23 @@ def group_names_of(dataset: Any) -> tuple[str, ...]:
     return tuple(getattr(dataset, "group_names", ()))
 
 
+def with_masks(dataset: Any) -> Any:
+    """Return a data set whose images have their masks as a fourth channel, (4, H, W), 0 or 255.
+
+    Where the images have none, or damage may have moved what is under them, it is the same one.
+    """
+    if isinstance(dataset, (Part, Half)):
+        return replace(dataset, whole=with_masks(dataset.whole))
+    return replace(dataset, masked=True) if hasattr(dataset, "masked") else dataset
+
+
+def channels_of(dataset: Any) -> int:
+    """Return how many channels images have: three, and a fourth where there are masks."""
+    while isinstance(dataset, (Part, Half)):
+        dataset = dataset.whole
+    return 4 if getattr(dataset, "masked", False) else 3
+
+
 def transform_of(dataset: Any) -> Transform:
     """Return how the pictures of a data set, or of a view of one, are decoded."""
     while isinstance(dataset, (Damaged, Part, Half)):
@@ -162,3 +181,23 @@ def texts_of(dataset: Dataset) -> NDArray[np.int64]:
         return texts_of(dataset.whole)
     texts: NDArray[np.int64] | None = getattr(dataset, "texts", None)
     return dataset.labels if texts is None else texts
+
+
+def picture_numbers(rows: Any) -> NDArray[np.int64]:
+    """Return which picture each row of captioned data shows, (R,).
+
+    Pictures are counted in the order of their first row; some rows keep the numbers of the whole.
+    """
+    if isinstance(rows, Part):
+        return picture_numbers(rows.whole)[rows.indices]
+    if isinstance(rows, Damaged):
+        return picture_numbers(rows.whole)
+    numbers: NDArray[np.int64] | None = getattr(rows, "pictures", None)
+    if numbers is not None:
+        return numbers
+    files: Sequence[Path] | None = getattr(rows, "files", None)
+    if files is None:  # published sets count pictures in their labels
+        labels: NDArray[np.int64] = rows.labels
+        return labels
+    places: dict[Path, int] = {}
+    return np.array([places.setdefault(file, len(places)) for file in files], dtype=np.int64)

@@ -33,7 +33,9 @@ _REGIONS = ("Africa", "Americas", "Asia", "Europe", "Oceania")
 def find_iwildcam(split: str, root: Path) -> Catalog:
     """Find a split of iWildCam; all its pictures are in `train/`.
 
-    Names are those of `categories.csv`, or of a `classes.txt` beside it: one name per label.
+    Names are those of a `classes.txt` beside the metadata, one per label; else the English ones of
+    a `labels.csv` there, as WiSE-FT's code has it (columns y and english); else those of
+    `categories.csv`. Some stand twice, as "unknown bird".
     """
     require_split("iwildcam", split, SPLITS)
     base = find_folder("iwildcam", root, *_IWILDCAM_PLACES, markers=("categories.csv",))
@@ -109,13 +111,14 @@ def _fmow_split(file: Path, row: Mapping[str, str]) -> str | None:
 
 def _iwildcam_names(base: Path) -> tuple[str, ...]:
     if (base / "classes.txt").is_file():
-        return read_list(base / "classes.txt", "classes")
-    file = base / "categories.csv"
+        return read_list(base / "classes.txt", "classes", repeated=True)
+    english = base / "labels.csv"
+    file, column = (english, "english") if english.is_file() else (base / "categories.csv", "name")
     found: dict[int, str] = {}
-    for row in _records(file, ("y", "name")):
+    for row in _records(file, ("y", column)):
         label = int(row["y"]) if row["y"].isdecimal() else -1
         if 0 <= label < 99_999:  # WILDS marks unused categories with this number
-            found[label] = row["name"]
+            found[label] = row[column]
     if sorted(found) != list(range(len(found))) or not found:
         raise DataError(
             f"{file} does not name the labels 0 to {max(found, default=0)} without a gap; download "

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..calibration import task_of
 from ..data.datasets import Dataset
 from ..data.loading import eval_batches
 from ..data.splits import Split, Suite
 from ..errors import DataError, RunError
 from ..files import finite
-from ..opening import find_templates, open_split
+from ..opening import find_templates, open_split, task_of
 from ..prediction import How, Unit, open_suite, spread
 from ..predictor import Predictor
 from ..recipe import DataSpec

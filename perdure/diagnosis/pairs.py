@@ -63,10 +63,14 @@ def bring_together(start: Predictor, tuned: Predictor) -> Pair:
     groups = {name: group for name, group in names.items() if name in same}
     if tuned.surgeries:
         added = " and ".join(repr(surgery.name) for surgery in tuned.surgeries)
+        before, after = weights_of(start), weights_of(tuned)
+        own = "are those of the start"
+        if any(not torch.equal(before[name], after[name]) for name in groups):
+            own = "were changed by an earlier run (model.init), which can be diagnosed itself"
         groups = {}
         limits.append(
             f"What {added} added cannot be folded into the weights, and the towers' own weights "
-            "are those of the start. So there is no update to be divided into spans, and it has "
+            f"{own}. So there is no update to be divided into spans, and it has "
             "no singular values; features and answers are compared all the same."
         )
     if slots_of(tuned.surgeries) is not None:

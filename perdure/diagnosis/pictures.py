@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..figures import COLOURS, STYLE
+from ..figure_style import COLOURS, picture
 from .diagnose import Diagnosis
 
 if TYPE_CHECKING:
@@ -24,14 +24,8 @@ def draw_layers(found: Diagnosis, out: Path) -> Path:
     Returns:
         `out`.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     moved = [one for one in found.groups if one.inside is not None]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 4.4) if moved else (6, 4.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    with picture(out, figsize=(10.5, 4.4) if moved else (6, 4.4)) as figure:
         axes = figure.subplots(1, 2 if moved else 1, squeeze=False)[0]
         _similarity(found, axes[0])
         if moved:
@@ -39,7 +33,6 @@ def draw_layers(found: Diagnosis, out: Path) -> Path:
         figure.suptitle(
             f"{Path(found.subject).name} against {found.start}", x=0.01, ha="left", fontsize=12
         )
-        figure.savefig(out, format="png")
     return out
 
 

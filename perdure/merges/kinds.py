@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from math import isfinite
 from typing import Any
 
-from ..errors import RunError, nearest
+from ..errors import RunError, WeightsError, nearest
 from .means import Fisher, RegMean, Slerp, Soup, WiseFT
 from .rules import Merger
 from .vectors import Dare, ModelStock, TaskArithmetic, Ties
@@ -37,6 +38,10 @@ def make(kind: str, options: Mapping[str, Any]) -> Merger:
             whose = f"is an option of {', '.join(others)}" if others else "is no option of any kind"
             own = ", ".join(options_of(kind)) or "none"
             raise RunError(f"{name} {whose}; {kind} has these: {own}.")
+    for name, value in given.items():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(part, float) and not isfinite(part):
+                raise WeightsError(f"{name} is {part}; it must be a finite number.")
     return MERGERS[kind](**given)
 
 

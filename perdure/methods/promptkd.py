@@ -16,7 +16,7 @@ from .. import towers, zoo
 from ..batch import Batch
 from ..classifying import ClassifierLearner
 from ..collective import gather
-from ..errors import RunError, TaskError, WeightsError
+from ..errors import RunError, TaskError, WeightsError, typed
 from ..inputs import Preprocess
 from ..learner import Learner, train_added
 from ..losses import softened_kl
@@ -170,7 +170,7 @@ def open_teacher(name: str | None, context: Context) -> Predictor:
     if not (path / "predictor" / "predictor.json").is_file():
         raise RunError(
             f"method.teacher: {path} holds no finished run; finish it with perdure train "
-            f"{path / 'recipe.yaml'} --out {path} --resume, or name another teacher."
+            f"{typed(path / 'recipe.yaml')} --out {typed(path)} --resume, or name another teacher."
         )
     return Predictor.load(path / "predictor")
 

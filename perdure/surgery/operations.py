@@ -59,6 +59,7 @@ SURGERIES: dict[str, str] = {
     "residual": "perdure.surgery.residual:Residual",
     "side": "perdure.surgery.side:Side",
     "visual-prompts": "perdure.surgery.visual_prompts:VisualPrompts",
+    "mask-prompts": "perdure.surgery.mask_prompts:MaskPrompts",
     "projector": "perdure.surgery.projector:Projector",
     "slots": "perdure.surgery.slots:Slots",
 }

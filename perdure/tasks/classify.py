@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import metrics
 from ..data.datasets import group_names_of, rows_of
+from ..data.published import BY_F1
 from ..data.splits import Split, Suite
 from ..prediction import How, Moves, Outputs, Unit, gather, open_unit
 from ..predictor import Predictor
@@ -88,12 +89,22 @@ def judged(
         "task": split.task,
         "metric": "accuracy",
         "classes_sha256": short_hash(unit.dataset.classes),
+        # As the suite's prompts, except where a split has its own.
+        "templates_sha256": short_hash(unit.templates),
+        "mask": mask_of(split),
         "classifier": classifier,
         **measure(outputs, temperature),
         **_more(outputs, unit.dataset),
     }
     confidence = metrics.softmax(outputs.logits).max(axis=1).astype(np.float32)
     return Judged(entry, Outcomes(outputs.labels, outputs.logits.argmax(axis=1), confidence))
+
+
+def mask_of(split: Split) -> str | None:
+    """Return what names the classes that are kept before the softmax; None where all are."""
+    if split.columns is None:
+        return None
+    return f"{split.dataset}-{len(split.columns)}"
 
 
 def measure(outputs: Outputs, temperature: float | None = None) -> dict[str, Any]:
@@ -131,7 +142,18 @@ def _more(outputs: Outputs, dataset: Any) -> dict[str, Any]:
             predictions == outputs.labels, groups, group_names_of(dataset)
         )
         worst = min(found, key=lambda name: found[name])
-        values |= {"groups": found, "worst_group": worst, "worst_group_accuracy": found[worst]}
+        own = groups == group_names_of(dataset).index(worst)
+        values |= {
+            "groups": found,
+            "worst_group": worst,
+            "worst_group_accuracy": found[worst],
+            "worst_group_interval": list(
+                metrics.bootstrap_interval((predictions == outputs.labels)[own])
+            ),
+        }
+    if dataset.name in BY_F1:
+        interval = metrics.macro_f1_interval(predictions, outputs.labels)
+        values |= {"published": "macro_f1", "macro_f1_interval": list(interval)}
     accepted = rows_of(dataset, "accepted")
     if accepted is not None and (real := metrics.real_accuracy(predictions, accepted)):
         values |= {"real_accuracy": real[0], "real_n": real[1]}

@@ -64,6 +64,20 @@ def test_a_diagnosis_is_a_report_and_files(
     assert "Wrote" in perdure("diagnose", "ft", *WHERE).out  # takes the place of the first
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    perdure: Perdure, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("perdure.diagnosis.diagnose.diagnose", work)
+    (tmp_path / "file").write_text("kept")
+    answer = perdure("diagnose", model, "--against", model, *WHERE, "--out", "file/diagnosis")
+    assert answer.code == 2
+    assert "cannot write file/diagnosis" in answer.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_what_does_not_apply_is_said(
     perdure: Perdure, tmp_path: Path, model: str, short: list[str]
 ) -> None:

@@ -31,6 +31,8 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("merge", "wise", "a", "b", "--out", "x"), "did you mean 'wise-ft'"),
     (("merge", "soup", "a", "b", "--out", "x", "--shares", "1;2"), "commas"),
     (("report", "nowhere"), "does not exist"),
+    (("report", "nowhere", "--at-id", "65,120"), "120 is no accuracy in per cent, 0 to 100"),
+    (("report", "nowhere", "--at-id", "nan"), "nan is no accuracy"),
     (("report", "nowhere", "--format", "jsn"), "did you mean 'json'"),
     (("list", "metods"), "did you mean 'methods'"),
     (("show", "emojishft"), "did you mean 'emojishift'"),

@@ -53,6 +53,12 @@ def test_a_stop_ends_with_its_number_and_one_line(
     assert done.stdout == ""
 
 
+def test_ctrl_c_before_anybody_listens_ends_the_same(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text(STOP.format(int(signal.SIGINT)))
+    done = run(tmp_path, "list", "recipes")
+    assert (done.returncode, done.stderr) == (130, "Stopped by SIGINT.\n")
+
+
 @pytest.mark.parametrize(
     "late",
     [

@@ -31,6 +31,15 @@ def test_train_writes_a_run(perdure: Perdure, tmp_path: Path, short: list[str]) 
     assert "finished already" in again.err
 
 
+def test_commands_to_copy_quote_what_a_shell_would_take_apart(
+    perdure: Perdure, short: list[str]
+) -> None:
+    answer = perdure("train", "emojishift/ft", "--out", "my run", *short)
+    assert "\nNext: perdure eval 'my run' --suite emojishift\n" in answer.out
+    answer = perdure("report", "my run")
+    assert "perdure eval 'my run' --suite" in " ".join(answer.err.split())
+
+
 def test_seeds_are_runs_of_one_directory(
     perdure: Perdure, tmp_path: Path, short: list[str]
 ) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure import zoo
+from perdure.building import read_weights
 from perdure.documents import override, parse_yaml
 from perdure.errors import PerdureError, RecipeError, RunError, WeightsError
 from perdure.predictor import Predictor
@@ -24,7 +25,6 @@ from perdure.recipe import Recipe, load_recipe, parse_recipe, plain
 from perdure.records import document, read
 from perdure.run import Run
 from perdure.states import Cursor, load_state, save_state
-from perdure.towers import read_weights
 
 MANY = settings(max_examples=150)
 

@@ -79,17 +79,20 @@ from perdure.weights import trainable
 out, tables, exact = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 runtime = Runtime("cpu", threads=1)
 runtime.close = lambda: None
-dataset = open_dataset("emojishift", "train", shots=1, seed=0)
+pictures = open_dataset("emojishift", "train", shots=1, seed=0)
+regions = open_dataset("emojishift-regions", "train", shots=1, seed=0)
 templates = ("a photo of a {}", "an image of the {}")
 jobs = [(number, table, size) for number, table in enumerate(tables) for size in (33, 79)]
 for number, table, size in jobs:
     spec = OptimSpec(optimizer="sgd", lr=0.02, batch_size=size, steps=3, weight_decay=0.01)
     student = zoo.random_clip()
+    masked = "maskprompts" in json.dumps(table)
+    dataset = regions if masked else pictures
     loader = Loader(
         dataset, student.preprocess, student.tokenizer, templates, batch_size=size, seed=0,
         augment="flip-shift", trim=student.trim, rank=runtime.rank, world_size=runtime.world_size,
     )
-    context = Context(3, dataset.classes, templates, zoo.random_clip)
+    context = Context(3, dataset.classes, templates, zoo.random_clip, masks=masked)
     method = parse_method(table)
     if "host" in table:  # a tuned model to go on with
         first = method.host.build(student, context)
@@ -100,6 +103,8 @@ for number, table, size in jobs:
         first.restart()
         student = first.export()
     learner = method.build(student, context).train()
+    if masked:
+        loader.add_masks()
     batches = loader.batches(0, 3)
     if number in exact:
         learner = learner.double()

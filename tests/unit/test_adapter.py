@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from perdure import towers, zoo
+from perdure import building, zoo
 from perdure.predictor import Predictor
 from perdure.surgery.adapter import Adapter
 from perdure.surgery.residual import Residual, adapters, drop_clock, recorded_masks
@@ -151,7 +151,7 @@ def tiny(golden: Callable[[str], Golden]) -> Golden:
 
 def published_clip(tiny: Golden, weights: str | None, **options: Any) -> Any:
     """Build the authors' tiny CLIP; `weights` names a set of adapters."""
-    clip: Any = towers.build(
+    clip: Any = building.build(
         {
             "embed_dim": 16,
             "quick_gelu": True,
@@ -163,7 +163,9 @@ def published_clip(tiny: Golden, weights: str | None, **options: Any) -> Any:
             },
         }
     )  # fmt: skip
-    towers.fill(clip, {key: tensor(value) for key, value in case(tiny, "param").items()}, "golden")
+    building.fill(
+        clip, {key: tensor(value) for key, value in case(tiny, "param").items()}, "golden"
+    )
     if weights is None:
         return clip.eval()
     Residual(**options).attach(clip)
@@ -241,7 +243,7 @@ COUNTS = {
 def test_numbers_of_parameters_are_those_of_the_formula(name: str) -> None:
     share, *counts = COUNTS[name]
     with torch.device("meta"):
-        clip = towers.build(open_clip.get_model_config(name))
+        clip = building.build(open_clip.get_model_config(name))
     own = sum(p.numel() for p in clip.parameters())
     for rank, expected in zip((None, 4, 64, 128), counts, strict=True):
         surgery = Residual(rank_image=rank, rank_text=rank)

@@ -61,11 +61,11 @@ def test_the_choice_is_on_the_grid_and_within_its_promise(
 
 
 def test_paired_errors_see_only_disagreement() -> None:
-    correct = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]], dtype=bool)
+    correct = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]], dtype=np.float64)
     errors = rules.paired_errors(correct)
     assert errors[1] == errors[2] == 0
     assert errors[0] == pytest.approx(np.std([0, 0, 1, 0], ddof=1) / 2)
-    assert rules.binomial_errors(np.array([0.5]), 100)[0] == pytest.approx(0.05)
+    assert rules.standard_errors(np.arange(100) % 2.0) == pytest.approx(0.05)
 
 
 def test_harmonic_error_is_the_first_order_change() -> None:

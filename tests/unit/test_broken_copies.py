@@ -110,7 +110,7 @@ WRONG: tuple[tuple[str, Callable[[Path], None], str], ...] = (
         rewrite("coco/annotations/captions_val2014.json", '"id": 30', '"id": 99'),
         "are missing",
     ),
-    ("wds", rewrite("classnames.txt", "dog", "cat"), "names 'cat' more than once"),
+    ("wds", rewrite("classnames.txt", "dog", "cat"), "two classes each are called cat"),
     ("wds", rewrite("train/nshards.txt", "2", "3"), "half a download"),
     ("own", rewrite("all.csv", "filepath|", "file|path|"), "4 values, but the header has 5"),
 )

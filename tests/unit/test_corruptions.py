@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from perdure.corruptions import blur, digital, filters, noise, weather
 from perdure.corruptions.table import CORRUPTIONS, SEVERITIES, corrupt
@@ -38,7 +39,7 @@ def test_every_corruption_keeps_the_shape_repeats_itself_and_hurts_more_when_sev
         assert not np.array_equal(one, image)
     assert np.array_equal(found[2], corrupt(image, name, 3, seed=1, index=3))
     assert np.array_equal(image, picture()), "the image itself was changed"
-    if name not in {"elastic_transform", "rime", "saturate", "fog"}:  # not published as monotonous
+    if name not in {"rime", "saturate", "fog"}:  # not published as monotonous
         hurt = [np.abs(one.astype(float) - image).mean() for one in found]
         assert hurt[4] > hurt[0]
 
@@ -226,3 +227,31 @@ def test_a_split_without_severity_is_refused():
     assert read_split("test@fog-3") == ("test", ("fog", 3))
     with pytest.raises(DataError, match="severity from 1 to 5"):
         read_split("test@fog")
+
+
+@pytest.mark.parametrize(
+    ("severity", "strength"), [(1, 12.5), (2, 16.25), (3, 21.25), (4, 25.0), (5, 30.0)]
+)
+def test_elastic_transform_is_the_published_fork_rebuilt_with_scipy(severity, strength):
+    """Formula of imagecorruptions-imaug 1.1.5, on a picture that is not square."""
+    image = picture(96, 160).astype(float) / 255
+    found = digital.elastic_transform(image, severity, rng(2))
+    draws, fields = rng(2), []
+    for _ in range(2):
+        noise = draws.uniform(-96 * 0.005, 96 * 0.005, (96, 160))
+        fields.append(
+            strength * ndimage.gaussian_filter(noise, (0.96, 1.6), mode="reflect", truncate=3)
+        )
+    rows, columns = np.indices((96, 160)).astype(float)
+    expected = [
+        ndimage.map_coordinates(
+            image[..., plane], [rows + fields[1], columns + fields[0]], order=1, mode="reflect"
+        )
+        for plane in range(3)
+    ]
+    assert np.allclose(found, np.stack(expected, axis=-1), atol=1e-4)
+
+
+def test_scores_of_damage_that_has_changed_do_not_compare_with_new_ones():
+    plain = suite("emojishift")
+    assert damaged_suite(plain).version == plain.version + 1

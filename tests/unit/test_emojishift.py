@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from perdure.data.emoji_domains import RETRIEVAL, SPLITS
 from perdure.data.emojishift import (
-    RETRIEVAL,
-    SPLITS,
     half_names,
     open_emojishift,
     open_retrieval,

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from perdure import zoo
+from perdure.building import build
 from perdure.doctor import OPTIONAL
 from perdure.errors import DependencyError, WeightsError
 from perdure.extras import EXTRAS, explain, require
 from perdure.inputs import OpenClipTokenizer
-from perdure.towers import build
 
 TEXT = {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base"}
 VISION = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 16}

@@ -202,6 +202,11 @@ def test_a_fine_tuned_classifier_is_read_with_its_head(tmp_path: Path, base: Pre
     save(path, {**image, "classification_head.weight": torch.zeros(3, 8)})
     with pytest.raises(WeightsError, match=r"a weight of \(3, 8\)"):
         read_tuned(path, base, NAMES)
+    for wrong in (1, 2):  # of which the first would be copied to all classes
+        save(path, {**image, "classification_head.weight": tuned.head.weight.detach(),
+                    "classification_head.bias": torch.ones(wrong)})  # fmt: skip
+        with pytest.raises(WeightsError, match=rf"a bias of \({wrong},\); expected \(3,\)"):
+            read_tuned(path, base, NAMES)
     # Without the head, its towers.
     save(path, image)
     with pytest.warns(UserWarning, match="has no text tower"):

@@ -256,6 +256,8 @@ def test_students_that_do_not_fit_are_explained(tmp_path: Path) -> None:
         read({**state, "image_encoder.VPT": torch.zeros(32)})
     with pytest.raises(WeightsError, match=r"conv1\.0 in .* has shape \(24,\)"):
         read({**state, "VPT_image_trans.conv1.0.weight": torch.zeros(24)})
+    with pytest.raises(WeightsError, match=r"conv1.0.bias in .* has shape \(3,\)"):
+        read({**state, "VPT_image_trans.conv1.0.bias": torch.zeros(3)})
     with pytest.raises(WeightsError, match=r"not finite: visual\.projector\.last\.bias"):
         read({**state, "VPT_image_trans.conv1.3.bias": torch.full((OUT,), torch.nan)})
 

@@ -424,6 +424,22 @@ def test_a_drop_counts_from_the_pretrained_model(make: Make, tmp_path: Path, cli
     assert not work.holds(Look(work.record["bound"] + 1e-9, None, 1))
 
 
+def test_a_drop_that_is_just_met_is_met(make: Make):
+    guard = Guard.of(make({"drop": 0.1, "limit": 5}), Runtime("cpu", threads=1))
+    assert guard is not None
+    guard.record = {"bound": 0.8 - 0.1}
+    assert guard.record["bound"] > 0.7  # in floats
+    assert guard.holds(Look(0.7, None, 10))
+    assert not guard.holds(Look(0.7 - 1e-6, None, 10))
+
+
+def test_suites_that_are_made_for_a_data_set_are_known(make: Make):
+    for name in ("forgetting-pets", "corrupt-own", "base-to-novel-own"):
+        spec = make({"suite": name, "metric": "target"}).guard
+        assert spec is not None
+        assert spec.suite == name
+
+
 def test_a_drop_counts_from_there_also_where_training_starts_elsewhere(
     make: Make, tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ):

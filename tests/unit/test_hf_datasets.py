@@ -30,6 +30,7 @@ from perdure.data.loading import eval_batches
 from perdure.data.suites import of_task, suite
 from perdure.errors import DataError, DependencyError
 from perdure.evaluation import evaluate
+from perdure.kept import files_of
 from perdure.recipe import load_recipe
 from perdure.zoo import random_clip
 
@@ -176,11 +177,24 @@ def test_captions_of_one_text_and_of_lists(tmp_path: Path) -> None:
     assert templates_for("hf", tmp_path / "several") == ("{}",)
     with pytest.raises(DataError, match="captions, no classes"):
         open_dataset("hf", "train", tmp_path / "several", shots=1)
-    with pytest.raises(DataError, match="suite hf needs a column of labels"):
+    with pytest.raises(DataError, match="suite hf needs labels"):
         suite("hf", tmp_path / "several")
     found = check(tmp_path / "several", ["hf"], duplicates=True)
     assert [part.pictures for part in found.parts] == [3, 3]
     assert "3 pictures are in train and in test: row 0 = row 0" in found.faults[0]
+
+
+def test_captions_of_one_picture_are_held_out_together(tmp_path: Path) -> None:
+    captions = [[f"caption {word} of {row}" for word in range(7)] for row in range(12)]
+    table = datasets.Dataset.from_dict(
+        {"image": [png(row) for row in range(12)], "caption": captions}
+    )
+    table.save_to_disk(tmp_path / "data")
+    sides = [open_dataset("hf", split, tmp_path / "data") for split in ("train", "val")]
+    rows = [side.listing.rows.tolist() for side in sides]
+    assert len(rows[0]) + len(rows[1]) == 12 * 7
+    assert rows[1]
+    assert not set(rows[0]) & set(rows[1])
 
 
 def test_texts_paths_and_other_names_of_columns(tmp_path: Path) -> None:
@@ -250,6 +264,11 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "one class": ({"image": [png(0), png(1)], "label": ["a", "a"]}, {}, "has one class, 'a'"),
     "two names": ({"image": [png(0), png(1)], "label": ["cat", "Cat"]}, {}, "two classes"),
     "empty label": ({"image": [png(0), png(1)], "label": ["cat", None]}, {}, "row 1: label is em"),
+    "blank label": (
+        {"image": [png(0), png(1), png(2)], "label": ["cat", "dog", " "]},
+        {},
+        "row 2: label is em",
+    ),
     "empty caption": ({"image": [png(0), png(1)], "text": ["x", " "]}, {}, "row 1: text is empty"),
     "two pictures": (
         {"left": TWO, "right": TWO, "label": ["a", "b"]},
@@ -341,6 +360,20 @@ def test_checks_of_files_import_no_torch(tmp_path: Path) -> None:
         "assert check(Path(sys.argv[1]), decode=True).good; assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code, str(root)]).returncode == 0
+
+
+def test_captions_are_searched_and_their_files_are_known(tmp_path: Path) -> None:
+    texts = [["a cat", f"cat {name}"] for name in "abc"]
+    rows = {"image": [png(one) for one in range(3)], "caption": texts}
+    parts = {name: datasets.Dataset.from_dict(rows) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path)
+    scores = evaluate(random_clip(0), "retrieval", root=tmp_path)
+    assert {name: entry["n"] for name, entry in scores.splits.items()} == {
+        "hf_image_to_text": 3, "hf_text_to_image": 6,
+    }  # fmt: skip
+    files = files_of(open_dataset("hf", "test", tmp_path))
+    assert files is not None
+    assert [file.suffix for file in files] == [".arrow"]
 
 
 @pytest.mark.parametrize("write", [saved, of_the_hub])

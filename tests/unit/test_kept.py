@@ -13,6 +13,7 @@ from perdure.data.views import Part
 from perdure.kept import files_of, stamp_of
 from perdure.prediction import How
 from perdure.zoo import random_clip
+from tests.layouts import iwildcam
 
 
 @pytest.fixture
@@ -39,6 +40,24 @@ def test_a_picture_that_changes_in_its_place_changes_the_stamp(run: Path, root: 
     os.utime(file, ns=(0, 0))
     assert suite("own", root).definition == own.definition  # which knows names alone
     assert stamp_of(run, own, how) != before
+
+
+def test_a_label_that_changes_in_a_table_changes_the_stamp(run: Path, tmp_path: Path):
+    root = iwildcam(tmp_path / "cameras")
+    cameras, how = suite("wilds-iwildcam", root), How(root=root)
+    before = stamp_of(run, cameras, how)
+    assert stamp_of(run, cameras, how) == before
+    file = root / "iwildcam_v2.0" / "metadata.csv"
+    lines = file.read_text().splitlines()
+    header = lines[0].split(",")
+    for number, line in enumerate(lines):
+        cells = line.split(",")
+        if cells[header.index("split")] == "test":
+            cells[header.index("y")] = "0" if cells[header.index("y")] != "0" else "1"
+        lines[number] = ",".join(cells)
+    file.write_text("\n".join(lines) + "\n")
+    assert suite("wilds-iwildcam", root).definition == cameras.definition
+    assert stamp_of(run, cameras, how) != before
 
 
 def test_every_condition_changes_the_stamp(run: Path, tmp_path: Path):

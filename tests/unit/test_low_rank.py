@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perdure.errors import SurgeryError
 from perdure.predictor import Predictor
-from perdure.surgery.low_rank import TARGETS, LowRank, own_weight
+from perdure.surgery.factors import own_weight
+from perdure.surgery.low_rank import TARGETS, LowRank
 from perdure.surgery.operations import from_record, to_record
 from perdure.weights import lerp, run_at
 from perdure.zoo import load, random_clip

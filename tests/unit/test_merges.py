@@ -302,6 +302,9 @@ def test_options_are_checked_before_anything_is_written(runs: Runs, tmp_path: Pa
         ("ties", {"weights": (1.0,)}, "do not fit 2 tuned models"),
         ("fisher", {"examples": 0}, "examples is 0"),
         ("soup", {"shares": (1.0, 1.0, 1.0), "greedy": True}, "leave one out"),
+        ("ties", {"scale": float("nan")}, "scale is nan; it must be a finite number"),
+        ("dare", {"weights": (1.0, float("inf"))}, "weights is inf; it must be a finite"),
+        ("fisher", {"floor": float("inf")}, "floor is inf"),
         ("soup", {"batch_norm": 0}, "batch_norm is 0 images"),
     ):
         with pytest.raises(WeightsError, match=words):

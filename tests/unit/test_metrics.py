@@ -223,3 +223,18 @@ def test_confidences_are_probabilities():
         metrics.bootstrap_interval(np.zeros(0))
     with pytest.raises(DataError, match="expected"):
         metrics.recall_at_k(np.eye(2), np.eye(2), np.arange(3), np.arange(2))
+
+
+def test_the_interval_of_macro_f1_is_that_of_resampled_images() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    predictions = np.where(rng.random(200) < 0.6, labels, rng.integers(0, 5, 200))
+    low, high = metrics.macro_f1_interval(predictions, labels)
+    plain = []
+    for _ in range(1000):
+        kept = rng.integers(0, 200, 200)
+        plain.append(metrics.macro_f1_from_predictions(predictions[kept], labels[kept]))
+    expected = np.quantile(plain, [0.025, 0.975])
+    assert np.abs(expected - [low, high]).max() < 0.012
+    assert low < metrics.macro_f1_from_predictions(predictions, labels) < high
+    assert metrics.macro_f1_interval(labels, labels) == (1.0, 1.0)

@@ -164,6 +164,17 @@ def test_captions_are_their_own_classes(tmp_path: Path) -> None:
         open_dataset("own", "train", tmp_path, shots=2)
 
 
+def test_captions_of_one_picture_are_on_one_side(tmp_path: Path) -> None:
+    rows = [f"{name}.png,caption {word} of {name}" for name in "abcdefghijkl" for word in range(7)]
+    for name in "efghijkl":
+        draw(tmp_path / f"{name}.png")
+    file = table(tmp_path, "filepath,caption\n" + "\n".join(rows) + "\n")
+    sides = [open_dataset("own", split, file).files.tolist() for split in ("train", "val")]
+    assert len(sides[0]) + len(sides[1]) == len(rows)
+    assert sides[1]
+    assert not set(sides[0]) & set(sides[1])
+
+
 @pytest.mark.parametrize(
     ("lines", "classes"),
     [

@@ -25,6 +25,7 @@ from perdure.runtime import Precision, Runtime
 from perdure.training import train
 from perdure.weights import trainable
 from perdure.zoo import random_clip
+from tests.regions_seen import as_seen
 
 CLASSES = ("taco", "tiger", "fire engine")
 TEMPLATES = ("a photo of a {}", "{}")
@@ -38,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str) -> Learner:
-    context = Context(STEPS, CLASSES, TEMPLATES, random_clip)
+    context = Context(STEPS, CLASSES, TEMPLATES, random_clip, masks=True)
     torch.manual_seed(0)  # of first weights of what is added
     method: Any = parse_method({"name": name, **SETTINGS.get(name, {})})
     start = random_clip()
@@ -57,7 +58,7 @@ def batches(student: Predictor) -> Iterator[Batch]:
     for number in range(STEPS):
         random = torch.Generator().manual_seed(number)
         labels = torch.randint(len(CLASSES), (ROWS,), generator=random)
-        images = torch.randn(ROWS, 3, size, size, generator=random)
+        images = as_seen(torch.randn(ROWS, 3, size, size, generator=random), student)
         texts = [f"a photo of a {CLASSES[label]}" for label in labels]
         yield Batch(images, student.trim(student.tokenizer(texts)), labels)
 

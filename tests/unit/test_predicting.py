@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ from perdure.data.own import unlabelled
 from perdure.data.suites import suite
 from perdure.errors import DataError, RunError, TaskError, WeightsError
 from perdure.merging import merge
+from perdure.opening import find_templates
 from perdure.predicting import find_pictures, predict_files
 from perdure.prediction import How, gather, open_validation, stay
+from perdure.recipe import DataSpec
 from perdure.subjects import find
 from perdure.zoo import random_clip
+from tests import layouts
 
 NAMES = ("taco", "banana", "tiger")
 PROMPTS = ("a drawing of a {}.",)
@@ -133,6 +137,14 @@ def test_calibration_is_the_optimum_on_val_and_is_stored(tmp_path):
     assert stored(find(text_run)) == found
     record = json.loads((text_run / FILE).read_text())
     assert (record["format"], record["temperature"]) == (1, found.temperature)
+
+
+def test_a_validation_split_keeps_its_own_name(tmp_path):
+    layouts.iwildcam(tmp_path)
+    run = merge("zero-shot", ["perdure-tiny"], tmp_path / "tiny").path
+    found = calibrate(run, "wilds-iwildcam", How(root=tmp_path))
+    assert (found.dataset, found.split, found.n) == ("iwildcam", "id_val", 3)
+    assert stored(find(run)) == found
 
 
 def test_predictions_use_the_stored_temperature(text_run, pictures):
@@ -292,3 +304,20 @@ def test_a_very_large_picture_warns_nobody_and_a_bomb_is_refused(tmp_path, monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7_000)
     with pytest.raises(DataError, match=r"large\.png .*exceeds limit"):
         unlabelled((tmp_path / "large.png",)).image(0)
+
+
+def test_prompts_of_a_recipe_may_be_listed_in_a_file(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("a photo of a {}.\n\nart of {}\n")
+    spec = DataSpec(name="own", root=tmp_path, templates=str(file))
+    assert find_templates(spec) == ("a photo of a {}.", "art of {}")
+    file.with_suffix(".json").write_text('["{}!"]')
+    assert find_templates(replace(spec, templates=str(file.with_suffix(".json")))) == ("{}!",)
+    assert find_templates(replace(spec, templates="simple-7"))[0] == "itap of a {}."
+    for text, message in (("art\n", "'art' of .* has no {}"), ("", "is empty")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            find_templates(spec)
+    file.unlink()
+    with pytest.raises(DataError, match=r"cannot read .*mine\.txt"):
+        find_templates(spec)

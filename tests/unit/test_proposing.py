@@ -106,6 +106,10 @@ def test_outputs_become_proposals():
     found = from_queries(logits, classes, (2, 4))
     assert found.masks.tolist() == [[[True, True, False, False]] * 2]
     assert found.scores.tolist() == pytest.approx([2 / 3])
+    nothing = from_queries(logits, classes[[1, 1]], (2, 4))  # no object anywhere
+    assert nothing.masks.shape == (0, 2, 4)
+    assert nothing.scores is not None
+    assert nothing.scores.shape == (0,)
 
 
 def test_files_are_written_once_and_read_back(tmp_path):
@@ -124,11 +128,13 @@ def test_files_are_written_once_and_read_back(tmp_path):
     found = read_proposals(out / "b.npz", SIZE, 3)
     assert found.masks.all()
     assert found.scores.tolist() == [0.25, 1]
-    assert (out / "proposals.yaml").read_text() == "made_by: 'me'\n"
+    assert (out / "proposals.yaml").read_text() == 'made_by: "me"\n'
+    with pytest.raises(RunError, match="holds proposals by me, which would be mixed with those by"):
+        propose(proposer, pictures, out, made_by="you")
     (tmp_path / "x").mkdir()
     with pytest.raises(RunError, match="would both have"):
         propose(proposer, [tmp_path / "a.png", tmp_path / "x" / "a.png"], out)
-    with pytest.raises(DataError, match="cannot read the picture"):
+    with pytest.raises(DataError, match=r"none\.png is not there"):
         propose(proposer, [tmp_path / "none.png"], out)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from perdure.data.prompts import SETS as PROMPTS
 from perdure.data.sentences import pictures_of
 from perdure.data.suites import of_task, suite
 from perdure.errors import DataError
+from perdure.evaluation import evaluate
+from perdure.predictor import Predictor
+from perdure.zoo import random_clip
 from tests import layouts
 
 
@@ -30,6 +34,10 @@ def refusal(name: str, split: str, root: Path) -> str:
     assert "\n" not in message
     assert message[-1] in ".?"
     return message
+
+
+def model() -> Predictor:
+    return random_clip(0, text_cfg={"context_length": 64})
 
 
 def test_every_published_set_has_prompts_splits_and_a_finder() -> None:
@@ -170,6 +178,11 @@ def test_the_shift_suite_scores_every_set_over_its_own_columns(tmp_path: Path) -
     assert [one.name for one in shift.splits] == ["id", "v2", "r", "a", "sketch", "objectnet"]
     assert [len(one.columns or ()) for one in shift.splits] == [0, 0, 200, 200, 0, 2]
     assert of_task("imagenet") == "imagenet-shift"
+    some = replace(shift, splits=(*shift.splits[:3], shift.splits[5]))
+    scores = evaluate(model(), some, root=root, limit=2)
+    assert {name: entry["mask"] for name, entry in scores.splits.items()} == {
+        "id": None, "v2": None, "r": "imagenet-r-200", "objectnet": "objectnet-2",
+    }  # fmt: skip
     shutil.rmtree(root / "objectnet-1.0")
     with pytest.raises(DataError, match="score suite domain-shift"):
         suite("imagenet-shift", root)
@@ -265,6 +278,20 @@ def test_iwildcam(tmp_path: Path) -> None:
     assert open_dataset("iwildcam", "train", tmp_path).classes[1] == "peccary"
     assert suite("wilds", tmp_path).splits[0].split == "id_test"
     assert validation_of("iwildcam") == "id_val"
+    # Published names stand twice: two labels are "unknown bird".
+    (base / "classes.txt").write_text("bird\npeccary\nbird\n")
+    assert open_dataset("iwildcam", "train", tmp_path).classes == ("bird", "peccary", "bird")
+    (base / "classes.txt").unlink()
+    lines = ["y,category_id,name,english", "0,0,empty,empty", "2,6,puma,Cougar"]
+    lines += ["1,2,tayassu pecari,White-lipped peccary", "99999,9,start,Start"]
+    (base / "labels.csv").write_text("\n".join(lines) + "\n")
+    names = open_dataset("iwildcam", "train", tmp_path).classes
+    assert names == ("empty", "White-lipped peccary", "Cougar")
+    scores = evaluate(model(), "wilds", root=tmp_path)
+    assert scores["ood"]["published"] == "macro_f1"
+    assert scores.summary()["macro_f1_ood"]["value"] == scores["ood"]["macro_f1"]
+    low, high = scores["ood"]["macro_f1_interval"]
+    assert low <= scores["ood"]["macro_f1"] <= high
     metadata = (base / "metadata.csv").read_text()
     for text, reason in (
         (metadata.replace(",", ";"), "separated by something else"),
@@ -288,6 +315,11 @@ def test_fmow_counts_sequences_and_knows_years_and_regions(tmp_path: Path) -> No
         "Europe", "Africa", None,
     ]  # fmt: skip
     assert open_dataset("fmow", "test", tmp_path).image(0).shape == (3, 9, 12)
+    scores = evaluate(model(), "wilds", root=tmp_path)
+    assert scores.summary()["worst_group_ood"]["value"] == scores["ood"]["worst_group_accuracy"]
+    low, high = scores["ood"]["worst_group_interval"]
+    assert low <= scores["ood"]["worst_group_accuracy"] <= high
+    assert "macro_f1_ood" not in scores.summary()
     layouts.iwildcam(tmp_path)
     with pytest.raises(DataError, match="two tasks"):
         suite("wilds", tmp_path)

@@ -15,6 +15,7 @@ from perdure.regions import (
     label_map,
     pixel_scores,
     region_inputs,
+    region_pixels,
     stretch,
     tight_boxes,
 )
@@ -44,6 +45,23 @@ def test_golden_regions(numbers):
     mean, std = numbers["region/regions_normalised_mean_std"].tolist()
     assert found.mean().item() == pytest.approx(mean, abs=1e-5)
     assert found.std(correction=0).item() == pytest.approx(std, abs=1e-4)
+
+
+def test_golden_masks_of_regions_for_mask_prompts(numbers):
+    image, threshold = numbers["region/image"], float(numbers["region/mask_thr"])
+    masks = numbers["region/mask_probability"] > threshold
+    plain, _ = region_inputs(image, masks, OPENAI)
+    found, valid = region_inputs(image, masks, OPENAI, masked=True)
+    assert torch.equal(found[:, :3], plain)
+    assert torch.equal(found[:, 3:, 4::8, 4::8], numbers["region/region_masks_subsampled_28"])
+    for index, region in zip(np.flatnonzero(valid), found, strict=True):
+        pixels = region_pixels(image, masks[index], 224, MEAN, masked=True)
+        assert torch.equal(pixels[:3], region_pixels(image, masks[index], 224, MEAN))
+        assert torch.equal(OPENAI.normalize(pixels[None])[0, 3], region[3])
+        assert torch.equal(OPENAI.normalize(pixels[None], fused=True)[0, 3].round(), region[3])
+    for number in (0, 1):  # where the authors' code ends in an error
+        few, _ = region_inputs(image, masks[:number], OPENAI, masked=True)
+        assert few.shape == (number, 4, 224, 224)
 
 
 def test_golden_box_grows_around_its_centre(numbers):

@@ -65,6 +65,7 @@ class Eye:
 
     classes = ()
     device = torch.device("cpu")
+    takes_masks = False
     preprocess = random_clip(0).preprocess
 
     def __init__(self, wrong=0):

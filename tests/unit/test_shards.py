@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -12,9 +13,13 @@ import pytest
 import torch
 
 from perdure import training
-from perdure.data.datasets import open_dataset, templates_for
+from perdure.data.check import check
+from perdure.data.datasets import open_dataset, templates_for, texts_of
+from perdure.data.paired import picture_numbers
 from perdure.data.shard_index import Index
+from perdure.data.suites import suite
 from perdure.errors import DataError
+from perdure.evaluation import evaluate
 from perdure.recipe import load_recipe
 from perdure.run import Run
 from perdure.zoo import random_clip
@@ -207,3 +212,68 @@ def test_fifty_shards_are_indexed_from_their_headers(tmp_path: Path) -> None:
     assert len(data) == 1000
     assert data.index.places.nbytes == 24_000
     assert np.unique(data.index.places[:, 0]).tolist() == list(range(50))
+
+
+def test_lines_are_captions_where_the_shards_say_retrieval(tmp_path: Path) -> None:
+    """As clip_benchmark writes them; joined, five captions would be one that no model has seen."""
+    texts = [f"a cat {one}\n\na cat\n  thing  {one}" for one in range(4)]
+    for split in ("train", "test"):
+        rows = [{"jpg": JPEGS[one], "txt": text.encode()} for one, text in enumerate(texts)]
+        shard(tmp_path / split / "0.tar", rows[:2])
+        shard(tmp_path / split / "1.tar", rows[2:], 2)
+    joined = open_dataset("wds", "test", tmp_path)
+    assert joined.classes[0] == "a cat 0 a cat thing 0"
+    (tmp_path / "dataset_type.txt").write_text("retrieval\n")
+    opened = open_dataset("wds", "test", tmp_path)
+    assert opened.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [opened.classes[text] for text in texts_of(opened)[:6]] == [
+        "a cat 0", "a cat", "thing 0", "a cat 1", "a cat", "thing 1",
+    ]  # fmt: skip
+    part = check(tmp_path).parts[0]
+    assert (part.rows, part.pictures) == (12, 4)
+    model = random_clip(0)
+    scores = evaluate(model, "retrieval", root=tmp_path)
+    assert [entry["n"] for entry in scores.splits.values()] == [4, 12]
+    assert scores["wds_image_to_text"]["captions"] == 12
+    (tmp_path / "dataset_type.txt").write_text("multilabel")
+    assert "several labels, which perdure does not score" in refusal(tmp_path, "test")
+
+
+def test_pictures_of_one_caption_are_still_two_pictures(tmp_path: Path) -> None:
+    rows = [{"jpg": JPEGS[one], "txt": text} for one, text in enumerate((b"cat", b"dog", b"cat"))]
+    shard(tmp_path / "test/0.tar", rows)
+    opened = open_dataset("wds", "test", tmp_path)
+    assert opened.labels.tolist() == [0, 1, 0]  # positives of each other
+    assert picture_numbers(opened).tolist() == [0, 1, 2]
+    assert check(tmp_path).parts[0].pictures == 3
+    assert evaluate(random_clip(0), "retrieval", root=tmp_path)["wds_image_to_text"]["n"] == 3
+
+
+def test_labels_may_be_arrays_and_names_stand_twice(tmp_path: Path) -> None:
+    def array(value: object) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, np.array(value), allow_pickle=True)
+        return stream.getvalue()
+
+    rows = [{"jpg": JPEGS[one], "npy": array(one)} for one in range(3)]
+    shard(tmp_path / "test/0.tar", rows)
+    shard(tmp_path / "ood_fog/0.tar", rows)
+    (tmp_path / "classnames.txt").write_text("missile\nbus\nmissile\n")
+    opened = open_dataset("wds", "test", tmp_path)
+    assert opened.labels.tolist() == [0, 1, 2]
+    assert opened.classes == ("missile", "bus", "missile")
+    scores = evaluate(random_clip(0), "wds", root=tmp_path)
+    assert {name: entry["role"] for name, entry in scores.splits.items()} == {
+        "id": "id", "fog": "ood",
+    }  # fmt: skip
+    for wrong in ([1, 2], 0.5, {"code": print}):
+        shard(tmp_path / "test/0.tar", [{"jpg": JPEGS[0], "npy": array(wrong)}])
+        assert "is no whole number" in refusal(tmp_path, "test")
+    with pytest.raises(DataError, match="neither split test nor val"):
+        suite("wds", tmp_path / "test")
+
+
+def test_lists_in_braces(tmp_path: Path) -> None:
+    captioned(tmp_path)
+    assert len(open_dataset("wds", "train", tmp_path / "0000{0,2}.tar")) == 8
+    assert len(open_dataset("wds", "train", tmp_path / "{0000{0..1},00002}.tar")) == 12

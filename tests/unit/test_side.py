@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from perdure import towers, zoo
+from perdure import building, zoo
 from perdure.errors import SurgeryError
 from perdure.predictor import Predictor
 from perdure.surgery.operations import from_record, to_record
@@ -90,7 +90,7 @@ def test_the_published_adapters_of_vit_b_16_have_674560_numbers() -> None:
 
     config = open_clip.get_model_config("ViT-B-16")
     with torch.device("meta"):
-        clip = towers.build(config)
+        clip = building.build(config)
         before = sum(parameter.numel() for parameter in clip.parameters())
         Side().attach(clip)
     assert sum(parameter.numel() for parameter in clip.parameters()) - before == 674_560

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from perdure import towers
+from perdure import building
 from perdure.errors import SurgeryError
 from perdure.surgery.low_rank import LowRank
 from perdure.surgery.residual import Residual, adapters
@@ -71,7 +71,7 @@ def open_clip_model(name: str) -> tuple[nn.Module, Embed]:
     def embed(clip: Any) -> Tensor:
         return torch.cat([clip.encode_image(pixels), clip.encode_text(tokens)])
 
-    return towers.build(OPEN_CLIP[name]), embed
+    return building.build(OPEN_CLIP[name]), embed
 
 
 def hugging_face_model(name: str) -> tuple[nn.Module, Embed]:
@@ -194,7 +194,7 @@ def test_low_rank_updates_reach_every_map_of_every_tower(name: str) -> None:
     ],
 )
 def test_towers_without_transformer_blocks_are_refused(vision: dict[str, Any], kind: str) -> None:
-    clip = towers.build({"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT})
+    clip = building.build({"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT})
     with pytest.raises(SurgeryError, match=rf"image tower \(\w*{kind}\).*towers: \[text\]"):
         Residual().attach(clip)
     assert adapters(clip) == {}

@@ -22,6 +22,7 @@ from perdure.run import Run
 from perdure.training import train
 from perdure.weights import run_at, trainable
 from perdure.zoo import random_clip
+from tests.regions_seen import as_seen
 
 CLASSES = ("taco", "fire engine", "a striped tiger")
 TEMPLATES = ("a photo of a {}", "{}", "a picture of the big {}.")
@@ -31,6 +32,7 @@ RESNET = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64, "image_size": 32
 def batch(student: Predictor) -> Batch:
     size = student.preprocess.size
     images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+    images = as_seen(images, student)
     texts = ["a taco", "the tiger", "fire engine", "a photo of a taco"]
     return Batch(images, student.trim(student.tokenizer(texts)), torch.tensor([0, 2, 1, 0]))
 
@@ -50,7 +52,7 @@ def gradients(learner: Learner) -> dict[str, Tensor]:
 
 def built(table: dict[str, Any], **changes: Any) -> Learner:
     student = random_clip(**changes)
-    context = Context(4, CLASSES, TEMPLATES, lambda: random_clip(**changes))
+    context = Context(4, CLASSES, TEMPLATES, lambda: random_clip(**changes), masks=True)
     method: Any = parse_method(table)
     if "host" in table:
         host = method.host.build(student, context)

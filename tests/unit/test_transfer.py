@@ -76,6 +76,9 @@ def test_targets_are_scored_with_their_own_classes_and_prompts(registered):
     # As if the target were a task of its own.
     alone = evaluate(zoo.random_clip(), domain_shift("alone", "pets", ("sketches",)))
     assert found["pets"] == alone["pets"] | {"role": "target"}
+    hashes = {entry["templates_sha256"] for entry in found.splits.values()}
+    assert len(hashes) == 3
+    assert found["source"]["templates_sha256"] == found.conditions["templates_sha256"]
 
 
 def test_shifted_sets_keep_the_prompts_of_the_source(registered):

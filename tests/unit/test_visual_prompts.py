@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from perdure import towers, zoo
+from perdure import building, zoo
 from perdure.errors import SurgeryError
 from perdure.predictor import Predictor
 from perdure.surgery.operations import from_record, to_record
@@ -143,7 +143,7 @@ def test_what_cannot_be_is_refused_with_what_to_do() -> None:
         VisualPrompts().set_alpha(zoo.random_clip().clip, 1.0)
     with pytest.raises(SurgeryError, match=r"alpha is 0\.5, but visual prompts have no strength"):
         prompted(VisualPrompts()).set_alpha(0.5)
-    rotary = towers.build(
+    rotary = building.build(
         {
             "custom_text": True, "embed_dim": 32,
             "text_cfg": {

@@ -220,11 +220,12 @@ def _score(
 ) -> None:
     """Score a run where it has no scores of this suite on as many images yet."""
     if not alphas:
-        if not _scored(run.path, suite, images):
+        if not _scored(run.path, suite, how, images):
             evaluate(run, suite, root=how.root, limit=how.limit, batch_size=how.batch_size,
-                     runtime=how.runtime, progress=how.progress)  # fmt: skip
+                     transform=how.transform, precision=how.precision, workers=how.workers,
+                     cache=how.cache, runtime=how.runtime, progress=how.progress)  # fmt: skip
         return
-    missing = [alpha for alpha in alphas if not _scored(at(run.path, alpha), suite, images)]
+    missing = [alpha for alpha in alphas if not _scored(at(run.path, alpha), suite, how, images)]
     if missing:
         subject = find(run)
         found: Mapping[float, Scores] = sweep(
@@ -240,12 +241,14 @@ def at(run: Path, alpha: float) -> Path:
     return run / f"at-{alpha:g}"
 
 
-def _scored(path: Path, suite: Suite, images: Mapping[str, int]) -> bool:
+def _scored(path: Path, suite: Suite, how: How, images: Mapping[str, int]) -> bool:
     try:
         scores = read_json(path / "scores" / f"{suite.name}.json")
         entries = scores["splits"]
         same = {name: entry["n"] for name, entry in entries.items()} == dict(images)
         outcomes = (path / "scores" / f"{suite.name}.outcomes.npz").is_file()
+        ways = scores.get("precision", "fp32"), scores["transform"].get("decoding", "exact")
+        same = same and ways == (how.precision, how.transform)
         return bool(scores["definition"] == suite.definition and same and outcomes)
     except (RunError, LookupError, TypeError, AttributeError):
         return False

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import __version__, metrics
+from .data.datasets import validation_of
 from .data.suites import Suite
 from .data.suites import suite as find_suite
 from .errors import DataError, RunError, typed
@@ -38,6 +39,7 @@ class Calibration:
     """Hash of the suite's definition"""
     dataset: str
     split: str
+    """As the data set calls its validation split"""
     n: int
     """Images it was fitted on"""
     accuracy: float
@@ -83,23 +85,24 @@ def calibrate(
     unit = open_validation(chosen, how)
     predictor = subject.predictor()
     logits, labels = gather(predictor, {0.0: stay}, unit, how)[0.0]
+    inside = next(split for split in chosen.splits if split.role in ("id", "base"))
+    validation = validation_of(inside.dataset) or inside.split
     if metrics.top1(logits, labels) == 1.0:
         # The likelihood then only grows with sharpness, and has no best temperature.
         raise DataError(
-            f"all {len(labels)} pictures of `val` are classified correctly, so no temperature can "
-            "be fitted: every sharper one looks better. Add pictures to `val`, harder ones too; "
-            "without calibration the probabilities stay as the model gives them."
+            f"all {len(labels)} pictures of `{validation}` are classified correctly, so no "
+            "temperature can be fitted: every sharper one looks better. Add pictures to it, harder "
+            "ones too; without calibration the probabilities stay as the model gives them."
         )
     temperature = metrics.fit_temperature(logits, labels)
     scaled = logits / np.float32(temperature)
-    inside = next(split for split in chosen.splits if split.role in ("id", "base"))
     found = Calibration(
         temperature=temperature,
         classifier=classifier_of(predictor.classes, unit.names),
         suite=chosen.name,
         definition=chosen.definition,
         dataset=inside.dataset,
-        split="val",
+        split=validation,
         n=len(labels),
         accuracy=metrics.top1(logits, labels),
         nll_before=metrics.nll(logits, labels),

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .console import (
+    Cache,
     Data,
     Device,
     Json,
     Limit,
+    Precision,
     Threads,
+    Workers,
     clock,
     columns,
     emit,
@@ -70,6 +73,9 @@ def alpha(
     ] = None,
     limit: Limit = None,
     data: Data = None,
+    precision: Precision = "fp32",
+    workers: Workers = 0,
+    cache: Cache = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -101,7 +107,8 @@ def alpha(
     )
     runtime = Runtime(device, threads=threads)
     try:
-        how = How(root=data, limit=limit, runtime=runtime)
+        ways: dict[str, Any] = {"precision": precision, "workers": workers, "cache": cache}
+        how = How(root=data, limit=limit, runtime=runtime, **ways)
         found = select_alpha(run, suite, method, how=how, options=options)  # type: ignore[arg-type]
     finally:
         runtime.close()
@@ -110,7 +117,13 @@ def alpha(
     if out is not None:
         write_choice(found, run, out)
     if json:
-        emit_json({**found.to_dict(), "out": None if out is None else str(out)})
+        emit_json(
+            {
+                **found.to_dict(),
+                "precision": precision,
+                "out": None if out is None else str(out),
+            }
+        )
         return
     emit(_about(found))
     if out is not None:

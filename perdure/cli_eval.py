@@ -11,11 +11,15 @@ import typer
 from .cli_ensembles import about_ensemble, plan_ensemble, score_ensemble
 from .cli_scores import score_table, sweep_table
 from .console import (
+    Cache,
     Data,
     Device,
     Json,
     LimitPerSplit,
+    Precision,
     Threads,
+    Transform,
+    Workers,
     emit,
     emit_json,
     meter,
@@ -66,23 +70,10 @@ def evaluate(
         int | None,
         typer.Option("--neighbours", metavar="K", help="Nearest failure, 1 (ensemble vrf)."),
     ] = None,
-    transform: Annotated[
-        str,
-        typer.Option(
-            "--transform", metavar="exact|fast", help="Decode JPEG files exactly, or faster."
-        ),
-    ] = "exact",
-    precision: Annotated[
-        str,
-        typer.Option("--precision", metavar="fp32|bf16", help="Of the image tower."),
-    ] = "fp32",
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode ahead.")
-    ] = 0,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", metavar="DIR", help="Keep decoded pictures for the next time."),
-    ] = None,
+    transform: Transform = "exact",
+    precision: Precision = "fp32",
+    workers: Workers = 0,
+    cache: Cache = None,
     again: Annotated[
         bool, typer.Option("--again", help="Also score anew what is scored already.")
     ] = False,
@@ -98,17 +89,8 @@ def evaluate(
     `mean` the same for all images, `vrf` (zero-shot, then tuned) by each image's distance to
     training images on which zero-shot fails.
     """
-    from .data.decoding import TRANSFORMS
     from .data.suites import suite as find_suite
 
-    for option, value, allowed in (
-        ("--transform", transform, TRANSFORMS),
-        ("--precision", precision, ("fp32", "bf16")),
-    ):
-        if value not in allowed:
-            raise typer.BadParameter(
-                f"{value!r} is none of {', '.join(allowed)}.", param_hint=option
-            )
     chosen = find_suite(suite, data)
     if out is not None and len(subjects) != 1:
         raise typer.BadParameter(

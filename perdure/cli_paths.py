@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import (
+    Cache,
     Data,
     Device,
     Json,
     LimitPerSplit,
+    Precision,
     Threads,
+    Workers,
     columns,
     emit,
     emit_json,
@@ -45,6 +48,9 @@ def path(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE.png", help="Also draw it.")
     ] = None,
+    precision: Precision = "fp32",
+    workers: Workers = 0,
+    cache: Cache = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Json = False,
@@ -72,6 +78,8 @@ def path(
 
         require("matplotlib", f"drawing {out}")
         require_writable(out)
+    from dataclasses import replace
+
     from .evaluation import images_in
     from .path import scan
     from .prediction import How
@@ -80,7 +88,8 @@ def path(
 
     found = [find(name) for name in subjects]
     runtime = Runtime(device, threads=threads)
-    how = How(root=data, limit=limit, runtime=runtime)
+    ways: dict[str, Any] = {"precision": precision, "workers": workers, "cache": cache}
+    how = How(root=data, limit=limit, runtime=runtime, **ways)
     try:
         lines = 1 if len(found) == 2 else 3
         with meter(images_in(chosen, how) * points * lines) as shown:
@@ -95,7 +104,7 @@ def path(
                 names=[one.name for one in found],
                 points=points,
                 space="classifier" if space == "classifier" else "parameters",
-                how=How(root=data, limit=limit, runtime=runtime, progress=count),
+                how=replace(how, progress=count),
             )
     finally:
         runtime.close()
@@ -107,7 +116,7 @@ def path(
         draw(result, out)
     if json:
         seeds = {one.name: one.seed() for one in found}
-        emit_json({**result.to_dict(), "seeds": seeds, "limit": limit})
+        emit_json({**result.to_dict(), "seeds": seeds, "limit": limit, "precision": precision})
         return
     emit("\n\n".join(_table(result, segment) for segment in result.segments))
     if out is not None:

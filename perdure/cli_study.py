@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .console import (
+    Cache,
     Data,
     Device,
     Json,
     LimitPerSplit,
+    Precision,
     Threads,
+    Workers,
     columns,
     counter,
     emit,
@@ -59,6 +62,9 @@ def ablate(
     only: Annotated[
         bool, typer.Option("--plan", help="Say what would be trained, and do nothing.")
     ] = False,
+    precision: Precision = "fp32",
+    workers: Workers = 0,
+    cache: Cache = None,
     device: Device = "auto",
     threads: Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
@@ -104,6 +110,7 @@ def ablate(
             emit(count + "\n" + "\n".join(f"  {cell.label}" for cell in cells))
         return
     runtime = Runtime(device, threads=threads)
+    ways: dict[str, Any] = {"precision": precision, "workers": workers, "cache": cache}
     try:
         with meter(trained) as shown:
             found = carry_out(
@@ -113,7 +120,7 @@ def ablate(
                 chosen,
                 overrides=given,
                 seeds=chosen_seeds,
-                how=How(root=data, limit=limit, runtime=runtime),
+                how=How(root=data, limit=limit, runtime=runtime, **ways),
                 progress=lambda name: counter(shown, f"{name}:") if runtime.is_main else None,
                 say=say,
             )

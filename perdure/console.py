@@ -33,11 +33,47 @@ Limit = Annotated[int | None, typer.Option("--limit", metavar="N", help="At most
 LimitPerSplit = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="At most N images per split.")
 ]
+Transform = Annotated[
+    str,
+    typer.Option(
+        "--transform",
+        metavar="exact|fast",
+        help="Decode JPEG files exactly, or faster.",
+        callback=lambda value: one_of(value, ("exact", "fast")),
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="fp32|bf16",
+        help="Of the image tower, while it scores.",
+        callback=lambda value: one_of(value, ("fp32", "bf16")),
+    ),
+]
+Workers = Annotated[
+    int, typer.Option("--workers", metavar="N", min=0, help="Processes that decode ahead.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Keep decoded pictures for the next time."),
+]
 Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads.")]
 """Options that several verbs share"""
 
 QUIET = 10.0
 """Seconds between two lines of progress where there is no terminal"""
+
+
+def one_of(value: str, allowed: Sequence[str]) -> str:
+    """Return an option's value.
+
+    Raises:
+        typer.BadParameter: If it is none of those that are allowed.
+    """
+    if value not in allowed:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}.")
+    return value
 
 
 def say(text: str) -> None:
@@ -226,6 +262,20 @@ def counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
         shown.describe(phase, f"step {tick.step} of {total}")
         shown.advance(tick.step / total - done)
         done = tick.step / total
+
+    return count
+
+
+def tally(shown: Meter, phase: str, every: int = 50) -> Callable[[int], None]:
+    """Return what tells the meter about things whose number nobody knows yet."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if done % every < more:
+            shown.describe(phase, f"{done:,}")
+            shown.advance(0)
 
     return count
 

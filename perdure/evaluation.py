@@ -84,7 +84,7 @@ class Scores:
         arrays = {
             f"{name}/{part}": values
             for name, outcomes in self.outcomes.items()
-            for part, values in outcomes._asdict().items()
+            for part, values in outcomes.arrays().items()
         }
         with (
             whole_file(directory / f"{self.suite}.outcomes.npz") as temporary,

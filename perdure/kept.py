@@ -158,7 +158,7 @@ class Kept:
         arrays = {
             f"{name}/{part}": values
             for name, one in found.items()
-            for part, values in one.outcomes._asdict().items()
+            for part, values in one.outcomes.arrays().items()
         }
         text = np.frombuffer(json.dumps(record).encode(), dtype=np.uint8)
         with whole_file(self._file(split)) as temporary, temporary.open("wb") as file:
@@ -181,4 +181,6 @@ class Kept:
 
 
 def _outcomes(arrays: Mapping[str, Any], name: str) -> Outcomes:
-    return Outcomes(*(arrays[f"{name}/{part}"] for part in Outcomes._fields))
+    more = Outcomes._field_defaults  # not of every task
+    there = (part for part in Outcomes._fields if part not in more or f"{name}/{part}" in arrays)
+    return Outcomes(**{part: arrays[f"{name}/{part}"] for part in there})

@@ -139,10 +139,30 @@ def miou_interval(
     Raises:
         DataError: If there are no images.
     """
+    found = drawn_mious(counts, np.random.default_rng(seed), resamples)
+    low, high = np.quantile(found, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)
+
+
+def drawn_mious(
+    counts: Overlap, rng: np.random.Generator, resamples: int = 1000
+) -> NDArray[np.float64]:
+    """Return the `miou` of so many sets of images drawn with replacement, (resamples,).
+
+    Of equally seeded generators and numbers of images the draws are the same, so that what two
+    models have labelled can be compared draw by draw.
+
+    Args:
+        counts: As in `miou_interval`.
+        rng: Draws the images.
+        resamples: Number of bootstrap samples.
+
+    Raises:
+        DataError: If there are no images.
+    """
     number = len(counts.truth)
     if not number:
         raise DataError("there are no images, so no interval can be given.")
-    rng = np.random.default_rng(seed)
     occurs = (counts.truth + counts.predicted).any(axis=0)
     # In float64 sums are exact, and matrix products fast.
     flat = np.concatenate([rows[:, occurs] for rows in counts], axis=1).astype(np.float64)
@@ -156,8 +176,37 @@ def miou_interval(
         share = np.divide(hit, union, out=np.zeros_like(hit), where=union > 0)
         occurring = np.maximum((union > 0).sum(axis=1), 1)
         found += (share.sum(axis=1) / occurring).tolist()
-    low, high = np.quantile(found, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
+    return np.array(found)
+
+
+def sparse(counts: Overlap) -> NDArray[np.int32]:
+    """Return the counts of images that are not 0, (K, 5): image, class, hit, truth, predicted.
+
+    Args:
+        counts: Of every image, each (N, C).
+    """
+    image, label = np.nonzero(counts.truth + counts.predicted)
+    columns = [image, label, *(rows[image, label] for rows in counts)]
+    return np.stack(columns, axis=1).astype(np.int32)
+
+
+def dense(rows: NDArray[np.int32], images: int) -> Overlap:
+    """Return what `sparse` has kept, each (N, C') of the classes that occur in any image.
+
+    Args:
+        rows: (K, 5).
+        images: N.
+
+    Raises:
+        DataError: If they are of other images.
+    """
+    fits = rows.ndim == 2 and rows.shape[1] == 5
+    if not fits or (len(rows) and not 0 <= rows[:, 0].min() <= rows[:, 0].max() < images):
+        raise DataError(f"counts of pixels of shape {rows.shape} are not of {images} images.")
+    labels, place = np.unique(rows[:, 1], return_inverse=True)
+    found = np.zeros((3, images, len(labels)), dtype=np.int64)
+    found[:, rows[:, 0], place] = rows[:, 2:].T
+    return Overlap(*found)
 
 
 def _shape(array: LabelMap) -> str:

@@ -202,9 +202,18 @@ def _by_rows(models: Sequence[Predictor]) -> Scorer:
         )
         ends = [_End.of(each, unit, raw=single) for each in models]
         parts: list[list[Tensor]] = [[] for _ in places]
-        batches = eval_batches(unit.dataset, model.preprocess, how.batch_size, device=model.device)
+        batches = eval_batches(
+            unit.dataset,
+            model.preprocess,
+            how.batch_size,
+            device=model.device,
+            workers=how.workers,
+            cache=how.cache,
+        )
         for images in batches:
-            features = model.encode_image(images)
+            with how.halved(images.device):
+                features = model.encode_image(images)
+            features = features.float()
             for part, (a, b, t) in zip(parts, places, strict=True):
                 logits = towers.score(features, *_mix(ends[a], ends[b], t)).float()
                 part.append(select_columns(logits, unit.columns).cpu())

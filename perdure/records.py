@@ -74,6 +74,18 @@ class Record:
         Raises:
             RunError: If the run has no stored outcomes.
         """
+        stored = self.outcomes()
+        return {
+            name: (stored[f"{name}/prediction"] == stored[f"{name}/label"]).astype(float)
+            for name in self.splits
+        }
+
+    def outcomes(self) -> dict[str, NDArray[Any]]:
+        """Return what is kept per example, by split and part, as in "id/label".
+
+        Raises:
+            RunError: If the run has no stored outcomes, or not those of every split.
+        """
         path = self.path / "scores" / f"{self.suite}.outcomes.npz"
         if not path.is_file():
             raise RunError(
@@ -82,10 +94,9 @@ class Record:
             )
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return {
-                    name: (stored[f"{name}/prediction"] == stored[f"{name}/label"]).astype(float)
-                    for name in self.splits
-                }
+                for name in self.splits:
+                    stored[f"{name}/label"], stored[f"{name}/prediction"]
+                return dict(stored)
         except (*_MALFORMED, OSError, EOFError, BadZipFile) as error:
             raise _damaged(path, error) from None
 

@@ -19,16 +19,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from .comparison import (
     Reading,
     above_curve,
     at_equal_id,
     over_seeds,
-    paired_difference,
     paired_harmonic_difference,
 )
 from .errors import RunError
@@ -36,6 +33,7 @@ from .groups import Family, Group, check_comparable, families, group, zero_shot
 from .metrics import harmonic_of_means
 from .notes import notes_on
 from .records import HARMONIC, Record, expand, hint, main_value, point, read, summary
+from .samples import differences, mean_shares, samples
 from .tables import Above, Equal, Pair, Report, Row
 from .tasks import TASKS
 
@@ -91,6 +89,7 @@ def compare(
         )
     start = zero_shot(groups)
     drawn = families(groups)
+    counted = _counted(records[0])
     return Report(
         suite=records[0].suite,
         definition=records[0].definition,
@@ -108,7 +107,8 @@ def compare(
         metrics={
             name: str(entry.get("metric", "accuracy")) for name, entry in records[0].splits.items()
         },
-        counted=_counted(records[0]),
+        counted=counted,
+        paired="pictures" if counted == "queries" else counted,
     )
 
 
@@ -166,31 +166,21 @@ def _pairs(groups: Sequence[Group], against: str | None) -> tuple[Pair, ...]:
     if against is not None:
         rival = next(one for one in groups if one.label == against)
         chosen = [(one, rival) for one in groups if one is not rival]
-    shares: dict[str, dict[str, Any]] = {}
-    for one in {id(member): member for pair in chosen for member in pair}.values():
-        outcomes = [record.correct() for record in one.records]
-        shares[one.label] = {
-            name: np.mean([found[name] for found in outcomes], axis=0) for name in outcomes[0]
-        }
-    roles = {name: entry["role"] for name, entry in groups[0].first.splits.items()}
-    pairs = []
-    members = {
-        role: [name for name, found in roles.items() if found == role]
-        for role in dict.fromkeys(roles.values())
+    found = {
+        one.label: [samples(record) for record in one.records]
+        for one in {id(member): member for pair in chosen for member in pair}.values()
     }
+    pairs = []
+    members: dict[str, list[str]] = {}
+    for name, entry in groups[0].first.splits.items():
+        members.setdefault(str(entry["role"]), []).append(name)
     for first, second in chosen:
-        ours, theirs = (
-            {
-                role: {name: shares[one.label][name] for name in names}
-                for role, names in members.items()
-            }
-            for one in (first, second)
-        )
-        gaps = {role: paired_difference(ours[role], theirs[role]) for role in members}
+        both = found[first.label], found[second.label]
+        gaps = differences(*both)
         for word, halves in HARMONIC.items():
             if members.keys() >= set(halves):
                 gaps[word] = paired_harmonic_difference(
-                    [ours[role] for role in halves], [theirs[role] for role in halves]
+                    *([mean_shares(one, members[role]) for role in halves] for one in both)
                 )
         pairs.append(Pair(first.label, second.label, gaps))
     return tuple(pairs)

@@ -89,6 +89,8 @@ class Report:
     """Split to its main metric, whose values the rows and pairs have"""
     counted: str = "images"
     """What the numbers in `images` count"""
+    paired: str = "images"
+    """What differences are paired by"""
 
     def _words(self) -> list[str]:
         """Return the words that any row has, those of `WORDS` first."""
@@ -139,7 +141,7 @@ class Report:
         if self.pairs:
             sections += [
                 "## Differences\n\nFirst minus second in points, with the 95 % interval of a "
-                f"bootstrap over paired {self.counted}; it does not cover the choice of seeds.",
+                f"bootstrap over paired {self.paired}; it does not cover the choice of seeds.",
                 table(
                     ["first", "second", *self.pairs[0].values],
                     [[one.first, one.second, *map(gap, one.values.values())] for one in self.pairs],

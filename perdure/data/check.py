@@ -6,6 +6,8 @@ what may be wrong, such as a count that nobody has proved.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,7 @@ from .label_layouts import LAYOUTS, present
 from .published import FINDERS
 from .sentences import pictures_of
 from .survey import FOUND, survey_found, survey_published
+from .tables import TABLES
 from .vqa import SETS
 
 OTHERS: dict[str, Callable[[str, Path, How], Findings]] = {
@@ -61,13 +64,49 @@ def check(
         progress: Told about files that were looked at.
 
     Raises:
-        DataError: If there is nothing at the root that perdure reads.
+        DataError: If there is nothing at the root that perdure reads, or it may not be read.
     """
+    require_root(root)
+    try:
+        return _checked(root, names, How(decode, contents, names is not None, progress), duplicates)
+    except OSError as error:  # a folder somewhere below that may not be looked into
+        raise DataError(
+            f"cannot read {error.filename or root} ({error.strerror or error}); check its rights."
+        ) from None
+
+
+def require_root(root: Path) -> None:
+    """Refuse a place that cannot hold data.
+
+    Raises:
+        DataError: If there is nothing, it may not be read, or it is a file of another kind.
+    """
+    if ".tar" in root.name:  # names shards, several at once perhaps
+        return
+    try:
+        folder = stat.S_ISDIR(root.stat().st_mode)
+        readable = os.access(root, os.R_OK | (os.X_OK if folder else 0))
+        reason = "" if readable else "Permission denied"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise DataError(
+            f"cannot read {root} ({reason}); name the directory or the table that holds your data, "
+            "and check its rights."
+        )
+    if not folder and root.suffix.lower() not in (*TABLES, ".json"):
+        raise DataError(
+            f"{root} is no directory and no table that perdure reads; allowed endings: "
+            f"{', '.join(TABLES)}, and .json of questions. For folders of pictures, name the "
+            "directory."
+        )
+
+
+def _checked(root: Path, names: Iterable[str] | None, how: How, duplicates: bool) -> Findings:
     found = Findings(root)
     wanted = list(names) if names is not None else None
     _require_known(wanted or ())
     here = wanted if wanted is not None else [*FINDERS, *others_at(root), *FOUND]
-    how = How(decode, contents, wanted is not None, progress)
     for name in here:
         if name in FOUND and wanted is None and (found.parts or found.faults):
             break  # a known data set is what lies there
@@ -78,7 +117,7 @@ def check(
         found.faults += one.faults
         found.remarks += one.remarks
     if duplicates:
-        found.faults += _trained_on(found.parts, progress)
+        found.faults += _trained_on(found.parts, how.progress)
     if not found.parts and not found.faults:
         raise DataError(
             f"{root} holds no data set that perdure reads; docs/data.md lists every layout, and "

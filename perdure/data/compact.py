@@ -44,9 +44,15 @@ def compact(source: Path, out: Path, progress: Callable[[int], None] | None = No
         progress: Told about rows that were read.
 
     Raises:
-        DataError: If columns are missing, a picture has two labels, or a title tells no class.
+        DataError: If the table would replace itself, columns are missing, a picture has two labels,
+            or a title tells no class.
         RunError: If the file cannot be written.
     """
+    with suppress(OSError):  # of what is not there, reading and writing say why
+        if out.samefile(source):
+            raise DataError(
+                f"the table {source} would be replaced by its smaller copy; name another file."
+            )
     labels: dict[str, str | frozenset[str]] = {}
     numbers: dict[str, str] = {}
     rows = 0

@@ -36,6 +36,14 @@ class Outcomes(NamedTuple):
     """(N,)"""
     confidence: NDArray[np.float32]
     """(N,), of the prediction; a class probability where the task has classes"""
+    rank: NDArray[np.int64] | None = None
+    """(N,), place of the best right answer, from 0, where a gallery was ranked"""
+    pixels: NDArray[np.int32] | None = None
+    """What `overlap.sparse` keeps of the label maps of a split; None where no pixel is labelled"""
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what there is, by its name in files."""
+        return {name: rows for name, rows in self._asdict().items() if rows is not None}
 
     @property
     def correct(self) -> NDArray[np.bool_]:

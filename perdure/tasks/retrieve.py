@@ -101,7 +101,7 @@ class Retrieval:
             "median_rank": float(np.median(found.rank)) + 1,
             **about,
         }
-        return Judged(entry, Outcomes(own, theirs[found.first], found.score))
+        return Judged(entry, Outcomes(own, theirs[found.first], found.score, found.rank))
 
 
 def in_folds(pictures: int) -> bool:

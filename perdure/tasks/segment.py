@@ -21,7 +21,7 @@ from ..data.sampling import shard
 from ..data.segmented import UNKNOWN, Segmented, label_of, open_segmented
 from ..data.splits import Split, Suite
 from ..errors import DataError, WeightsError
-from ..overlap import Overlap, confusion, iou, miou_interval, overlap, overlap_scores
+from ..overlap import Overlap, confusion, iou, miou_interval, overlap, overlap_scores, sparse
 from ..prediction import How, Moves, Tour, spread_rows
 from ..predictor import Predictor
 from ..regions import fuse, label_map, region_inputs
@@ -167,6 +167,7 @@ class Segmentation:
             _host(tally.labels, torch.empty(0).long(), how),
             _host(tally.predictions, torch.empty(0).long(), how),
             _host(tally.confidences, torch.empty(0), how).astype(np.float32),
+            pixels=sparse(counts),
         )
         if not len(outcomes.label):
             raise DataError(

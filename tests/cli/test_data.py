@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import datasets
+import pytest
 
+from perdure.console import tally
 from tests import asking, layouts, pixels
 
 from .conftest import Perdure
@@ -31,14 +33,13 @@ def test_check_lists_what_is_there_and_ends_with_one_where_something_is_wrong(
 
 
 def test_where_nothing_is_found_it_is_said(perdure: Perdure, tmp_path: Path) -> None:
-    checked = perdure("data", "check", "nowhere")
-    assert checked.code == 1
-    assert "None" not in checked.err
-    for arguments in (("stats", "nowhere"), ("sheet", "nowhere", "--out", "sheet.png")):
+    sheet = ("sheet", "nowhere", "--out", "sheet.png")
+    for arguments in (("check", "nowhere"), ("stats", "nowhere"), sheet):
         answer = perdure("data", *arguments)
         assert answer.code == 2
         assert answer.out == ""
-        assert "cannot read the directory nowhere" in " ".join(answer.err.split())
+        assert "cannot read nowhere" in " ".join(answer.err.split())
+        assert "None" not in answer.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,3 +128,132 @@ def test_retrieval_asks_for_whichever_captions_are_there(perdure: Perdure, tmp_p
     table.write_text("filepath,caption\na.jpg,a cat\n")
     answer = perdure("data", "check", table.parent, "--suite", "retrieval")
     assert (answer.code, "own" in answer.out) == (0, True)
+
+
+def _is_file(place: Path) -> Path:
+    place.write_text("hello")
+    return place
+
+
+REFUSED = {
+    "nothing there": lambda place: place,
+    "below a file": lambda place: _is_file(place) / "more",
+    "no table": _is_file,
+    "name too long": lambda place: place / ("x" * 300),
+    "path too long": lambda place: place / ("x/" * 3000),
+    "empty table": lambda place: _is_file(place.with_suffix(".csv")),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("verb", ["check", "stats", "sheet", "compact"])
+def test_places_that_hold_no_data(perdure: Perdure, tmp_path: Path, verb: str, kind: str) -> None:
+    place = REFUSED[kind](tmp_path / "given")
+    if kind == "empty table":
+        place.write_text("")
+    before = sorted(tmp_path.iterdir())
+    out = ("--out", "out.png") if verb in ("sheet", "compact") else ()
+    answer = perdure("data", verb, place, *out)
+    if (verb, kind) == ("check", "empty table"):  # it is there and wrong, which check is about
+        assert answer.code == 1
+        assert "Wrong: own: " in answer.out
+    else:
+        assert (answer.code, answer.out) == (2, "")
+        assert answer.err.count("Error: ") == 1
+        assert "Traceback" not in answer.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("verb", ["check", "stats", "sheet", "compact"])
+def test_places_that_may_not_be_read(
+    perdure: Perdure, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rights of files do not bind the administrator, so the system's answer is played."""
+    place = tmp_path / "given"
+    place.mkdir()
+    table = place / "train.csv"
+    table.write_text("filepath,label\na.jpg,cat\n")
+
+    def refuse(self: Path, *_where: object, **_how: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    out = ("--out", "out.png") if verb in ("sheet", "compact") else ()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    answer = perdure("data", verb, table if verb == "compact" else place, *out)
+    assert (answer.code, answer.out) == (2, "")
+    assert "is not readable" in " ".join(answer.err.split())
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    if verb != "compact":  # a folder somewhere below
+        monkeypatch.setattr(Path, "is_dir", refuse)
+        answer = perdure("data", verb, place, *out)
+        assert (answer.code, answer.out) == (2, "")
+        assert "(Permission denied); check its rights" in " ".join(answer.err.split())
+    assert sorted(tmp_path.iterdir()) == [place]
+
+
+def test_one_row_is_enough_where_captions_are_counted(perdure: Perdure, tmp_path: Path) -> None:
+    layouts.picture(tmp_path / "own/a.jpg")
+    root, table = tmp_path / "own", tmp_path / "own/test.csv"
+    table.write_text("filepath,caption\na.jpg,a cat\n")
+    assert perdure("data", "check", root).code == 0
+    assert "captions 1, pictures 1" in perdure("data", "stats", root).out
+    assert perdure("data", "sheet", root, "--out", "one.png").code == 0
+    table.write_text("filepath,label\na.jpg,cat\n")
+    answer = perdure("data", "stats", table)
+    assert (answer.code, answer.out) == (2, "")
+    assert "there is nothing to look at" in answer.err
+    assert "has one class, 'cat'" in " ".join(answer.err.split())
+    done = perdure("data", "compact", table, "--out", "small.csv", "--json")
+    assert json.loads(done.out) == {"rows": 1, "pictures": 1, "classes": 1}
+
+
+def test_a_table_is_not_replaced_by_its_smaller_copy(perdure: Perdure, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("title,filepath,label\na,x.jpg,cat\nb,x.jpg,cat\n")
+    before = table.read_text()
+    for out in ("t.csv", table, "./t.csv"):
+        answer = perdure("data", "compact", "t.csv", "--out", out)
+        assert (answer.code, answer.out) == (2, "")
+        assert "would be replaced by its smaller copy" in " ".join(answer.err.split())
+    assert table.read_text() == before
+
+
+def test_outputs_that_cannot_be_written(perdure: Perdure, tmp_path: Path) -> None:
+    layouts.coop(tmp_path / "data", "dtd")
+    (tmp_path / "t.csv").write_text("filepath,label\nx.jpg,cat\n")
+    (tmp_path / "folder").mkdir()
+    for out in ("folder", "t.csv/out.png", "x" * 300):
+        for verb, place in (("sheet", "data"), ("compact", "t.csv")):
+            answer = perdure("data", verb, place, "--out", out)
+            assert (answer.code, answer.out) == (2, "")
+            assert "cannot write" in answer.err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["data", "folder", "t.csv"]
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_what_is_left_of_a_broken_copy_is_counted_with_a_remark(
+    perdure: Perdure, tmp_path: Path
+) -> None:
+    layouts.coop(tmp_path, "dtd")
+    (tmp_path / "dtd/images/val-bus-0.jpg").unlink()
+    answer = perdure("data", "stats", tmp_path, "--json")
+    assert len(json.loads(answer.out)) == 3
+    assert "Wrong: dtd, val: 1 files are not there: val-bus-0.jpg." in answer.err
+
+
+def test_files_are_counted_while_they_are_looked_at() -> None:
+    said: list[tuple[str, str]] = []
+
+    class Shown:
+        def describe(self, phase: str, detail: str = "") -> None:
+            said.append((phase, detail))
+
+        def advance(self, amount: float) -> None:
+            assert amount == 0  # how many there will be is not known
+
+    count = tally(Shown(), "looking", every=50)
+    for _ in range(120):
+        count(1)
+    count(1_000)
+    assert said == [("looking", "50"), ("looking", "100"), ("looking", "1,120")]

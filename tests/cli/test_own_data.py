@@ -203,6 +203,10 @@ def test_pictures_are_decoded_fast_where_somebody_asks(
     assert code == 0, error
     assert "transform: fast" in Path("run/recipe.yaml").read_text()
     assert perdure("eval", "run", *own, "--transform", "fast").code == 0
+    again = perdure("path", model, "run", *own, "--points", "2", "--cache", "more")
+    assert (again.code, len(list(Path("more").iterdir()))) == (0, 2), again.err
+    chosen = perdure("alpha", "run", "--method", "mono", "--cache", "more")
+    assert (chosen.code, len(list(Path("more").iterdir()))) == (0, 3), chosen.err
     for option, allowed in (("--transform", "exact, fast"), ("--precision", "fp32, bf16")):
         wrong = perdure("eval", model, *own, option, "quick")
         assert (wrong.code, f"'quick' is none of {allowed}" in wrong.err) == (2, True)

@@ -23,6 +23,12 @@ def test_a_path_is_a_table_a_document_and_a_picture(
     curve = found["segments"][0]["splits"]["val"]
     assert curve["n"] == 20
     assert curve["loss_barrier"]["low"] <= curve["loss_barrier"]["high"]
+    assert found["precision"] == "fp32"
+    again = perdure("path", model, "ft", model, *where, "--workers", "1", "--json")
+    assert json.loads(again.out) == found
+    half = json.loads(perdure("path", model, "ft", *where, "--precision", "bf16", "--json").out)
+    assert half["precision"] == "bf16"
+    assert half["segments"][0]["splits"] != found["segments"][0]["splits"]
 
 
 def test_wrong_paths_are_explained(perdure: Perdure, tmp_path: Path, model: str) -> None:
@@ -31,6 +37,8 @@ def test_wrong_paths_are_explained(perdure: Perdure, tmp_path: Path, model: str)
         ((model, model, "--space", "loss"), "none of parameters, classifier"),
         ((model, model, "--out", "x.pdf"), "does not end in .png"),
         ((model, model, "--points", "1"), "points is 1"),
+        ((model, model, "--precision", "fp64"), "'fp64' is none of fp32, bf16"),
+        ((model, model, "--cache", "kept"), "no picture files of which pixels could be kept"),
         ((model, "nowhere/run"), "no model"),
         ((model, model, "--suite", "emojishit"), "no suite"),
     ):

@@ -32,8 +32,9 @@ def test_alpha_prints_its_grounds_and_writes_a_run(
     assert "Cost: 80 images decoded, 1,680 forward passes" in answer.out
     assert (tmp_path / "merged" / "alpha.json").is_file()
     assert perdure("merge", "soup", "run", "merged", "--out", "soup").code == 0
-    found = json.loads(perdure(*command, "--json").out)
-    assert len(found["curve"]) == 21
+    fast = ("--workers", "1", "--precision", "bf16")
+    found = json.loads(perdure(*command, *fast, "--json").out)
+    assert (len(found["curve"]), found["precision"]) == (21, "bf16")
     assert found["out"] is None
     for method, text in (("mono", "alpha per tensor"), ("dynamic", "alpha per image")):
         answer = perdure("alpha", "run", "--method", method, "--limit", "80")
@@ -57,6 +58,10 @@ def test_ablate_plans_trains_and_goes_on(
     assert "| serve=student, alpha=0.5 | 1 |" in answer.out
     assert (tmp_path / "grid" / "ablation.md").read_text().strip() == answer.out.strip()
     assert len(json.loads(perdure(*command, "--json").out)["rows"]) == 4
+    scores = next((tmp_path / "grid").glob("*/seed-0/at-0.5/scores/emojishift.json"))
+    assert "precision" not in json.loads(scores.read_text())
+    assert perdure(*command, "--precision", "bf16").code == 0  # others than those that are there
+    assert json.loads(scores.read_text())["precision"] == "bf16"
 
 
 def test_profile(

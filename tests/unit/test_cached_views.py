@@ -17,15 +17,17 @@ from perdure.data.loading import Loader
 from perdure.data.sampling import batch_indices
 from perdure.errors import DataError, RecipeError, TaskError
 from perdure.evaluation import evaluate
+from perdure.guard import Guard, Look
 from perdure.merging import merge
 from perdure.predictor import Predictor
 from perdure.preflight import preflight
 from perdure.recipe import differences, dump_recipe, parse_recipe
 from perdure.records import read
 from perdure.reporting import report
+from perdure.run import Run
 from perdure.subjects import find
 from perdure.training import train
-from perdure.zoo import random_clip
+from perdure.zoo import load, random_clip
 
 COOP = {"name": "coop", "words": None, "contexts": 2}
 HEAD = {"name": "ft", "train": "head"}
@@ -43,13 +45,14 @@ def clip(tmp_path_factory):
 def make(clip):
     """Return a maker of recipes: 80 images, batches of 32, so 3 steps per epoch and 3 epochs."""
 
-    def recipe(method=COOP, views=2, steps=STEPS, init=None, **run):
+    def recipe(method=COOP, views=2, steps=STEPS, init=None, guard=None, **run):
         return parse_recipe({
             "model": {"name": str(clip), "init": init},
             "data": {"name": "emojishift", "shots": 1, "augment": "flip-shift", "views": views},
             "method": method,
             "optim": {"lr": 0.02, "optimizer": "sgd", "batch_size": BATCH, "steps": steps},
             "run": {"save_every": 2, "log_every": 1, "device": "cpu", "threads": 1, **run},
+            **({} if guard is None else {"guard": guard}),
         })  # fmt: skip
 
     return recipe
@@ -297,3 +300,84 @@ def test_recipes_without_views_stay_what_they_were(make):
     assert parse_recipe({"data": data | {"views": 1}, **rest}).data.views == 1
     with pytest.raises(RecipeError, match=r"data\.views: 0 is not allowed"):
         parse_recipe({"data": data | {"views": 0}, **rest})
+
+
+@pytest.fixture
+def nearness(clip, monkeypatch):
+    """Let guards see how near a head is to the zero-shot one: 1 there, and less the farther."""
+
+    def look(self, predictor):
+        if predictor.head is None:  # before training
+            return Look(1.0, None, 100)
+        start = load(str(clip)).requires_grad_(False)
+        start.set_head(predictor.classes, predictor.templates)
+        moved = predictor.head.weight.detach() - start.head.weight.detach()
+        return Look(1 / (1 + float(moved.norm())), None, 100)
+
+    monkeypatch.setattr(Guard, "look", look)
+
+
+def test_a_rollback_replays_the_cached_views_bit_for_bit(
+    make, tmp_path, nearness, embedded_images, monkeypatch
+):
+    def guarded(floor, **more):
+        first = {"suite": "emojishift-val", "metric": "ood", "every": 2, "floor": floor}
+        return make(HEAD, guard=first | more)
+
+    def rows(run):  # but what every start says of embedding
+        return [{**row, "seconds": 0} for row in run.log_rows() if "views" not in row]
+
+    free = train(guarded(0.0), tmp_path / "free")
+    seen = [row["guard"]["value"] for row in free.log_rows() if "guard" in row]
+    assert len(seen) == 5
+    assert sorted(seen, reverse=True) == seen
+    rollback = guarded((seen[2] + seen[3]) / 2, action="rollback")
+    embedded_images.clear()
+    whole = train(rollback, tmp_path / "whole")
+    assert sum(embedded_images) == 2 * N  # what goes back looks at no image again
+    back = whole.status()["guard"]["rollbacks"]
+    # From the last step of view 1 to its first, and on into view 0.
+    assert (back[0]["step"], back[0]["to"], whole.status()["step"]) == (6, 4, STEPS)
+    assert losses(whole)[:4] == losses(free)[:4]
+    assert losses(whole)[-1] != losses(free)[-1]
+
+    class Kill(Exception):
+        """Nothing of ours handles it."""
+
+    def at(step):
+        def progress(tick, total):
+            if tick.step == step:
+                raise Kill
+
+        return progress
+
+    def die(*_, **__):
+        raise Kill
+
+    update = Run.update_status
+
+    def record_and_die(self, **values):
+        update(self, **values)
+        if values.get("guard", {}).get("rollbacks"):
+            raise Kill
+
+    parts = tmp_path / "parts"
+    with pytest.raises(Kill):
+        train(rollback, parts, progress=at(3))
+    for name, value in (("drop_states", die), ("update_status", record_and_die)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, name, value)
+            with pytest.raises(Kill):
+                train(rollback, parts, resume=True)
+    with pytest.raises(Kill):
+        train(rollback, parts, resume=True, progress=at(5))
+    again = train(rollback, parts, resume=True)
+    assert rows(again) == rows(whole)
+    assert again.status()["guard"] == whole.status()["guard"]
+    found = weights(again)
+    assert all(torch.equal(value, found[name]) for name, value in weights(whole).items())
+
+    monkeypatch.setattr(training, "embed_views", lambda *_: None)
+    each = train(rollback, tmp_path / "each")  # embeds the images of every step
+    assert [one["to"] for one in each.status()["guard"]["rollbacks"]] == [one["to"] for one in back]
+    np.testing.assert_allclose(losses(each), losses(whole), rtol=1e-6)

@@ -25,6 +25,7 @@ from perdure.prediction import How, gather, open_validation, stay
 from perdure.recipe import DataSpec
 from perdure.subjects import find
 from perdure.zoo import random_clip
+from tests import layouts
 
 NAMES = ("taco", "banana", "tiger")
 PROMPTS = ("a drawing of a {}.",)
@@ -136,6 +137,14 @@ def test_calibration_is_the_optimum_on_val_and_is_stored(tmp_path):
     assert stored(find(text_run)) == found
     record = json.loads((text_run / FILE).read_text())
     assert (record["format"], record["temperature"]) == (1, found.temperature)
+
+
+def test_a_validation_split_keeps_its_own_name(tmp_path):
+    layouts.iwildcam(tmp_path)
+    run = merge("zero-shot", ["perdure-tiny"], tmp_path / "tiny").path
+    found = calibrate(run, "wilds-iwildcam", How(root=tmp_path))
+    assert (found.dataset, found.split, found.n) == ("iwildcam", "id_val", 3)
+    assert stored(find(run)) == found
 
 
 def test_predictions_use_the_stored_temperature(text_run, pictures):

@@ -130,10 +130,10 @@ def test_runs_are_reported_with_paired_differences(tmp_path: Path, found: Any) -
     text = report(runs).to_markdown()
     assert text.startswith(f"# {NAME}\n\nRecall at 1 in per cent, mean")
     assert "Queries per split: id_image_to_text 40" in text
-    assert "bootstrap over paired queries" in text
+    assert "bootstrap over paired pictures" in text
     header = "| run | seeds | recall_at_1 | rsum | id_image_to_text | id_text_to_image |"
     assert header in text
-    assert "| +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in text
+    assert "| +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in text
     found_rows = report(runs).rows
     assert found_rows[0].values["rsum"].mean == pytest.approx(found.summary()["rsum"]["value"])
 

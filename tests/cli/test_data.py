@@ -159,7 +159,7 @@ def test_places_that_hold_no_data(perdure: Perdure, tmp_path: Path, verb: str, k
         assert "Wrong: own: " in answer.out
     else:
         assert (answer.code, answer.out) == (2, "")
-        assert answer.err.count("Error: ") == 1
+        assert answer.err.count("Error:") == 1
         assert "Traceback" not in answer.err
     assert sorted(tmp_path.iterdir()) == before
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Json, columns, emit, emit_json, meter, say
+from .console import Json, columns, emit, emit_json, meter, say, tally
 
 if TYPE_CHECKING:
     from .data.findings import Findings, Part
@@ -66,8 +66,15 @@ def check(
     from .data.check import check as look
 
     with meter(1) as shown:
-        shown.describe(f"{root}: looking at files")
-        found = look(root, _wanted(suite, sets, root), decode=decode, duplicates=duplicates)
+        phase = f"{root}: looking at files"
+        shown.describe(phase)
+        found = look(
+            root,
+            _wanted(suite, sets, root),
+            decode=decode,
+            duplicates=duplicates,
+            progress=tally(shown, phase),
+        )
         gates = []
         if model is not None:
             shown.describe(f"{model}: guessing labels")

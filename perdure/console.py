@@ -266,6 +266,20 @@ def counter(shown: Meter, phase: str) -> Callable[[Any, int], None]:
     return count
 
 
+def tally(shown: Meter, phase: str, every: int = 50) -> Callable[[int], None]:
+    """Return what tells the meter about things whose number nobody knows yet."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if done % every < more:
+            shown.describe(phase, f"{done:,}")
+            shown.advance(0)
+
+    return count
+
+
 def clock(seconds: float) -> str:
     """Return a duration as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)

@@ -1,7 +1,8 @@
 """Metrics of whole arrays, computed once; numpy only, so reports need no torch.
 
 Shares lie in [0, 1], never per cent. Sums are taken in float64. Calibration errors and temperatures
-are in `reliability`, ranks in `ranking`, barriers in `barriers`; they have their names here too.
+are in `reliability`, ranks in `ranking`, barriers in `barriers`, intervals of means in `intervals`;
+they have their names here too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from .barriers import accuracy_barrier as accuracy_barrier
 from .barriers import barriers as barriers
 from .barriers import loss_barrier as loss_barrier
 from .errors import DataError
+from .intervals import bootstrap_interval as bootstrap_interval
+from .intervals import paired_bootstrap as paired_bootstrap
 from .ranking import recall_at_k as recall_at_k
 from .reliability import Booleans as Booleans
 from .reliability import Floats as Floats
@@ -29,9 +32,6 @@ from .reliability import nll_rows as nll_rows
 from .reliability import reliability_bins as reliability_bins
 from .reliability import require_pair, require_rows
 from .reliability import softmax as softmax
-
-_DRAWS = 1 << 16
-"""Draws of a bootstrap at a time"""
 
 
 def top1(logits: Floats, labels: Labels) -> float:
@@ -166,61 +166,6 @@ def vqa_agreement(agreeing: Labels) -> Floats:
     """
     shares: Floats = np.minimum(agreeing.astype(np.float64) / 3.0, 1.0)
     return shares
-
-
-def bootstrap_interval(
-    values: Floats | Booleans, level: float = 0.95, seed: int = 0, resamples: int = 1000
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of `values`, (low, high).
-
-    Args:
-        values: One number per independent example, such as correct or not, (N,).
-        level: Probability that the interval covers, in (0, 1).
-        seed: Of the resampling; equal seeds give equal intervals.
-        resamples: Number of bootstrap samples.
-
-    Raises:
-        DataError: If there are no values.
-
-    Source: Efron and Tibshirani 1993, chapter 13.
-    """
-    if values.ndim != 1 or len(values) == 0:
-        raise DataError(f"values have shape {values.shape}; expected (N,) with N >= 1.")
-    exact = values.astype(np.float64)
-    rng = np.random.default_rng(seed)
-    # Many resamples at a time, in as little memory as one of a large test set; the draws and the
-    # order of every sum are those of one at a time.
-    rows, n = max(1, _DRAWS // len(exact)), len(exact)
-    sizes = [min(rows, resamples - done) for done in range(0, resamples, rows)]
-    means = [exact[rng.integers(0, n, (size, n))].mean(axis=1) for size in sizes]
-    low, high = np.quantile(np.concatenate(means), [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return float(low), float(high)
-
-
-def paired_bootstrap(
-    a: Floats | Booleans,
-    b: Floats | Booleans,
-    level: float = 0.95,
-    seed: int = 0,
-    resamples: int = 1000,
-) -> tuple[float, float, float]:
-    """Return mean(a) - mean(b) and its bootstrap interval, (difference, low, high).
-
-    Examples are resampled in pairs, so what makes an example hard for both cancels.
-
-    Args:
-        a: One number per example, (N,).
-        b: The same examples in the same order, (N,).
-        level: Probability that the interval covers, in (0, 1).
-        seed: Of the resampling.
-        resamples: Number of bootstrap samples.
-
-    Raises:
-        DataError: If shapes differ or there are no values.
-    """
-    require_pair(a, b)
-    gap = a.astype(np.float64) - b.astype(np.float64)
-    return float(gap.mean()), *bootstrap_interval(gap, level, seed, resamples)
 
 
 def harmonic_mean(a: float, b: float) -> float:

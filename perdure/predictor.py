@@ -99,10 +99,9 @@ class Predictor(nn.Module):
         return towers.unit(towers.encode_image(self.clip, images))
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Embed tokens (N, L), unit rows (N, D).
+        """Embed tokens (N, L), unit rows (N, D); trimmed ones faster.
 
-        Takes trimmed tokens too, and faster. Trimming is the caller's, who has the tokens on the
-        host: reading their length here would make an accelerator wait.
+        Trimming is the caller's: reading lengths here would make an accelerator wait.
         """
         return towers.unit(towers.encode_text(self.clip, tokens))
 
@@ -135,8 +134,8 @@ class Predictor(nn.Module):
     def classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Return class weights (C, D) for `logits`, without gradient.
 
-        The rows of the head, divided by the scale and without the bias, if it was trained on all
-        `names`; the text tower's class features otherwise. `logits_fn` also keeps the bias.
+        Rows of the head over the scale, without its bias, which `logits_fn` keeps, if it was
+        trained on all `names`; the text tower's class features otherwise.
         """
         columns = heads.columns(self.head, self.classes, names, self.surgeries)
         if self.head is None or columns is None:
@@ -165,13 +164,12 @@ class Predictor(nn.Module):
     ) -> Callable[[Tensor], Tensor]:
         """Return the function that scores images (B, 3, H, W) on classes, (B, C) in float32.
 
-        Uses the head's rows if a head was trained on all `names`, else the text tower; the class
-        weights are computed once, here.
+        Its rows are the head's if that was trained on all `names`, else the text tower's of now.
         """
         columns = heads.columns(self.head, self.classes, names, self.surgeries)
         if self.head is None or columns is None:
-            weight = self.scale * self.class_features(self.prompts(names, templates))
-            bias = None
+            rows = self.class_features(self.prompts(names, templates))
+            weight, bias = self.scale * rows, None
         else:
             weight, bias = self.head.weight[columns], self.head.bias[columns]
 
@@ -185,8 +183,7 @@ class Predictor(nn.Module):
     def set_head(self, names: Sequence[str], templates: Sequence[str]) -> None:
         """Put a linear head on the image tower that starts as the zero-shot classifier.
 
-        Its weight (C, D) is the class features times the scale and its bias is zero, so
-        `head(encode_image(images))` equals the zero-shot logits.
+        Of unit rows it makes the zero-shot logits: class features times scale, bias zero.
 
         Source: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), section 2.
         """
@@ -242,7 +239,7 @@ class Predictor(nn.Module):
         self.surgeries = tuple(with_alpha(surgery, alpha) for surgery in self.surgeries)
 
     def fold(self, alpha: float | None = None) -> Predictor:
-        """Return an independent copy without added modules, a plain CLIP, in evaluation mode.
+        """Return an independent plain CLIP, in evaluation mode.
 
         Modules that cannot be folded stay; their weights take the strength, which is then 1.
 
@@ -266,13 +263,10 @@ class Predictor(nn.Module):
 
     @contextmanager
     def folded(self, alpha: float | None = None) -> Iterator[Predictor]:
-        """Be what `fold` returns inside the block; after it everything is back, bit for bit.
-
-        Args:
-            alpha: Strength of the added modules; None for their own.
+        """Be what `fold(alpha)` returns inside the block; after it all is back, bit for bit.
 
         Raises:
-            SurgeryError: If there are none, as inside another such block, or alpha is out of range.
+            SurgeryError: If there are none, as inside such a block, or alpha is out of range.
         """
         operations.require_any(self.surgeries, "there is nothing to fold", self.source.name)
         kept = self.clip, self.surgeries, self._added
@@ -336,15 +330,13 @@ class Predictor(nn.Module):
     def export_open_clip(self, path: Path) -> None:
         """Write a directory that plain open_clip loads as `local-dir:PATH`, whole or not at all.
 
-        Holds `open_clip_config.json` and `open_clip_model.safetensors`; where there is a head also
-        `head.safetensors` (weight (C, D), bias (C,)) and `classes.json`. The head takes unit rows.
-        A vocabulary that open_clip does not know is named in the configuration under "perdure",
-        which open_clip ignores: take the tokeniser from perdure then. Added modules are folded;
-        those that cannot be raise SurgeryError.
+        Holds `open_clip_config.json` and `open_clip_model.safetensors`; of a head, which takes unit
+        rows, `head.safetensors` (weight (C, D), bias (C,)) and `classes.json`. A vocabulary that
+        open_clip does not know is named under "perdure" in the configuration: take the tokeniser
+        from perdure then. Added modules are folded; those that cannot be raise SurgeryError.
         """
         operations.require_plain(self.surgeries)
         names = {"classes": self.classes, "templates": self.templates}
-        plain = self.fold() if self.surgeries else self
         stored.write_open_clip(
-            plain.clip, self.tokenizer, self.source.config, Path(path), self.head, names
+            self.plain().clip, self.tokenizer, self.source.config, Path(path), self.head, names
         )

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent / "perdure"
 ROWS = [
     "errors files documents signals extras rundir processes",
     "kernels",
-    "weights mixing task_vectors batch contrastive losses reliability ranking barriers metrics",
+    "weights mixing task_vectors batch contrastive losses reliability ranking barriers",
+    "intervals metrics",
     "collective",
     "overlap",
     "surgery surgery.sites surgery.operations surgery.adapter surgery.residual",

@@ -101,13 +101,14 @@ class Answering:
         right = np.array([question.answer for question in questions], dtype=np.int64)
         given = np.array([answer for answer, _ in chosen], dtype=np.int64)
         correct = given == right
+        pictures = np.array([question.picture for question in questions], dtype=np.int64)
         entry: dict[str, Any] = {
             "role": self.split.role,
             "task": self.split.task,
             "metric": "accuracy",
             "n": len(questions),
             "accuracy": float(correct.mean()),
-            "interval": list(metrics.bootstrap_interval(correct)),
+            "interval": list(metrics.bootstrap_interval(correct, of=pictures)),
             "chance": float(np.mean([1 / len(question.candidates) for question in questions])),
             **_by_people(questions, given),
             "kinds": _by_kind(questions, correct),
@@ -173,19 +174,20 @@ def _confidence(logits: NDArray[np.float32]) -> float:
 
 def _by_people(questions: Sequence[Question], given: NDArray[np.int64]) -> dict[str, Any]:
     """Return how well people agree with the answers, over the questions that people answered."""
+    answered = [pair for pair in zip(questions, given, strict=True) if pair[0].humans]
+    if not answered:
+        return {}
     agreeing = np.array(
         [
             sum(tidy(one) == tidy(question.candidates[answer]) for one in question.humans)
-            for question, answer in zip(questions, given, strict=True)
-            if question.humans
+            for question, answer in answered
         ]
     )
-    if not len(agreeing):
-        return {}
     shares = metrics.vqa_agreement(agreeing)
+    pictures = np.array([question.picture for question, _ in answered], dtype=np.int64)
     return {
         "vqa_accuracy": float(shares.mean()),
-        "vqa_interval": list(metrics.bootstrap_interval(shares)),
+        "vqa_interval": list(metrics.bootstrap_interval(shares, of=pictures)),
         "vqa_n": len(agreeing),
     }
 

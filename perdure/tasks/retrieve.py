@@ -97,7 +97,7 @@ class Retrieval:
             "direction": direction,
             "n": len(own),
             **values,
-            "interval": list(metrics.bootstrap_interval(found.rank == 0)),
+            "interval": list(metrics.bootstrap_interval(found.rank == 0, of=own)),
             "median_rank": float(np.median(found.rank)) + 1,
             **about,
         }

@@ -31,6 +31,7 @@ from . import Judged, Outcomes, short_hash
 class _Prepared(NamedTuple):
     """One image, with everything that no model changes."""
 
+    row: int
     regions: Tensor
     valid: Tensor
     masks: Tensor
@@ -47,6 +48,8 @@ class _Tally:
 
     counts: list[Tensor] = field(default_factory=list)
     """Per image, (3, C), int32: a sparse picture of its confusion"""
+    images: list[Tensor] = field(default_factory=list)
+    """Whose masks these are: a number per mask"""
     labels: list[Tensor] = field(default_factory=list)
     predictions: list[Tensor] = field(default_factory=list)
     confidences: list[Tensor] = field(default_factory=list)
@@ -141,7 +144,9 @@ class Segmentation:
             proposed = torch.from_numpy(proposals.class_logits).softmax(1)[:, :-1]
         scores = None if proposals.scores is None else torch.from_numpy(proposals.scores)
         labels = np.array([label_of(mask, truth) for mask in solid.numpy()], dtype=np.int64)
-        return _Prepared(regions, torch.from_numpy(valid), whole, proposed, scores, truth, labels)
+        return _Prepared(
+            row, regions, torch.from_numpy(valid), whole, proposed, scores, truth, labels
+        )
 
     def _count(self, one: _Prepared, clip: Tensor, tally: _Tally) -> None:
         """Label one image and add what came of it."""
@@ -152,6 +157,7 @@ class Segmentation:
         tally.counts.append(torch.from_numpy(np.stack(found)).int())
         known = torch.from_numpy(one.labels != UNKNOWN)
         best = classes[known].max(dim=1)
+        tally.images.append(torch.full((int(known.sum()),), one.row))
         tally.labels.append(torch.from_numpy(one.labels)[known])
         tally.predictions.append(best.indices)
         tally.confidences.append(best.values / classes[known].sum(dim=1))
@@ -169,6 +175,7 @@ class Segmentation:
             _host(tally.confidences, torch.empty(0), how).astype(np.float32),
             pixels=sparse(counts),
         )
+        images = _host(tally.images, torch.empty(0).long(), how)
         if not len(outcomes.label):
             raise DataError(
                 f"of {self.scenes.name}, none of the masks ({self.scenes.source}) covers mostly "
@@ -189,7 +196,7 @@ class Segmentation:
             "classes_scored": int((total.truth + total.predicted > 0).sum()),
             "masks": len(outcomes.label),
             "mask_accuracy": float(outcomes.correct.mean()),
-            "mask_interval": list(metrics.bootstrap_interval(outcomes.correct)),
+            "mask_interval": list(metrics.bootstrap_interval(outcomes.correct, of=images)),
             "proposals": self.scenes.source,
             "fusion": asdict(self.scenes.fusion),
             "iou": {

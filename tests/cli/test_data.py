@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from perdure.console import tally
 from tests import asking, layouts, pixels
 
 from .conftest import Perdure
@@ -239,3 +240,20 @@ def test_what_is_left_of_a_broken_copy_is_counted_with_a_remark(
     answer = perdure("data", "stats", tmp_path, "--json")
     assert len(json.loads(answer.out)) == 3
     assert "Wrong: dtd, val: 1 files are not there: val-bus-0.jpg." in answer.err
+
+
+def test_files_are_counted_while_they_are_looked_at() -> None:
+    said: list[tuple[str, str]] = []
+
+    class Shown:
+        def describe(self, phase: str, detail: str = "") -> None:
+            said.append((phase, detail))
+
+        def advance(self, amount: float) -> None:
+            assert amount == 0  # how many there will be is not known
+
+    count = tally(Shown(), "looking", every=50)
+    for _ in range(120):
+        count(1)
+    count(1_000)
+    assert said == [("looking", "50"), ("looking", "100"), ("looking", "1,120")]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure import metrics
+from perdure import intervals, metrics
+from perdure.errors import DataError
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.integers(1, 60)
@@ -103,9 +104,26 @@ def test_bootstrap_interval_is_that_of_one_resample_at_a_time(seed, rows, resamp
     values = np.random.default_rng(seed).normal(size=rows)
     rng = np.random.default_rng(seed)
     means = [values[rng.integers(0, rows, rows)].mean() for _ in range(resamples)]
-    with patch.object(metrics, "_DRAWS", draws):
+    with patch.object(intervals, "_DRAWS", draws):
         found = metrics.bootstrap_interval(values, 0.9, seed, resamples)
     assert found == tuple(np.quantile(means, [(1 - 0.9) / 2, (1 + 0.9) / 2]))
+
+
+@given(SEEDS, st.integers(2, 40), st.integers(2, 6))
+def test_examples_about_one_picture_are_drawn_together(seed, pictures, each):
+    right = np.random.default_rng(seed).random(pictures) < 0.5
+    repeated, of = np.repeat(right, each), np.repeat(np.arange(pictures), each)
+    found = metrics.bootstrap_interval(repeated, resamples=50, of=of)
+    # Examples that always agree say no more than one of them.
+    np.testing.assert_allclose(found, metrics.bootstrap_interval(right, resamples=50), atol=1e-12)
+    order = np.random.default_rng(seed).permutation(len(of))
+    shuffled = metrics.bootstrap_interval(repeated[order], resamples=50, of=of[order])
+    np.testing.assert_allclose(shuffled, found, atol=1e-12)
+
+
+def test_pictures_of_every_example_are_needed():
+    with pytest.raises(DataError, match=r"have shape \(3,\) and their pictures \(2,\)"):
+        metrics.bootstrap_interval(np.ones(3), of=np.zeros(2, dtype=np.int64))
 
 
 @given(SEEDS, SIZES)

@@ -15,13 +15,10 @@ from .data.loading import eval_batches
 from .errors import TaskError, WeightsError
 from .heads import texts_apart
 from .inputs import cut_texts
-from .passes import embedded
+from .passes import TEXTS, embedded
 from .prediction import How, Moves, Tour
 from .predictor import Predictor
 from .towers import lengths
-
-_ROWS = 256
-"""Texts embedded at a time, of similar length"""
 
 Features = dict[float, NDArray[np.float32]]
 """Position to unit rows, (N, D)"""
@@ -89,7 +86,7 @@ def embed_texts(predictor: Predictor, moves: Moves, texts: Sequence[str], how: H
     mine = by_length.tensor_split(world_size)[rank]
     parts: dict[float, list[Tensor]] = {position: [] for position in moves}
     tour = Tour(moves)
-    for some in torch.split(mine, _ROWS) if len(mine) else ():
+    for some in torch.split(mine, TEXTS) if len(mine) else ():
         batch = predictor.trim(tokens[some]).to(predictor.device)
         for position in tour:
             parts[position].append(predictor.encode_text(batch).float())

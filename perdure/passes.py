@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import towers
+
+TEXTS = 256
+"""Embedded at a time, of similar length; more are slower on a CPU, whose cache they leave"""
+
 TOKENS = 1024
 """Of pictures at a time, per thread of a CPU. Activations of more are so large that the system
 clears fresh memory for every one of them; fewer make the products of matrices slower."""
@@ -39,3 +44,18 @@ def embedded(encode: Callable[[Tensor], Tensor], clip: Any, images: Tensor) -> T
     """
     found = [encode(part) for part in parts(clip, images)]
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def embedded_texts(encode: Callable[[Tensor], Tensor], clip: Any, tokens: Tensor) -> Tensor:
+    """Embed tokens (N, L), those of similar length together, (N, D); differentiable.
+
+    Args:
+        encode: Embeds tokens.
+        clip: Whose text tower does.
+        tokens: On the host; they are embedded where the model is.
+    """
+    device = clip.logit_scale.device
+    order = towers.lengths(clip, tokens).argsort(stable=True)
+    groups = torch.split(tokens[order], TEXTS)
+    found = [encode(towers.trim(clip, group).to(device)) for group in groups]
+    return torch.cat(found)[order.argsort()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +25,15 @@ from .data.decoding import Transform
 from .data.loading import eval_batches
 from .data.suites import Split, Suite
 from .errors import DataError, TaskError, WeightsError
+from .moves import Moves as Moves
+from .moves import Tour as Tour
+from .moves import put as put
+from .moves import stay as stay
 from .predictor import Predictor
 from .runtime import Runtime
-from .weights import Weights, require_same
 
 Progress = Callable[[int], None]
 """Called with the number of images scored since the last call; once per model and image."""
-
-Moves = Mapping[float, Callable[[], None]]
-"""Position on a curve to a function that moves a predictor's weights there, in place."""
 
 
 Precision = Literal["fp32", "bf16"]
@@ -259,47 +259,6 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
         )
         for position, rows in parts.items()
     }
-
-
-class Tour:
-    """Goes through positions again and again, forth and then back, moving no more than it must.
-
-    Args:
-        moves: Positions and how to get there.
-    """
-
-    def __init__(self, moves: Moves) -> None:
-        self.moves = moves
-        self._order = list(moves)
-        self._here: float | None = None
-
-    def __iter__(self) -> Iterator[float]:
-        """Yield every position once, with the weights there."""
-        if self._here is not None:
-            self._order.reverse()  # begins where the last tour ended
-        for position in self._order:
-            if position != self._here:
-                self.moves[position]()
-                self._here = position
-            yield position
-
-
-def stay() -> None:
-    """Leave the weights where they are."""
-
-
-@torch.no_grad()
-def put(predictor: Predictor, weights: Weights) -> None:
-    """Give a predictor any weights of the same names and shapes, in place.
-
-    Raises:
-        WeightsError: If names or shapes differ.
-    """
-    live = predictor.state_dict()
-    require_same(live, weights)
-    # As `load_state_dict`, which takes several times as long as the copies themselves.
-    for name, value in weights.items():
-        live[name].copy_(value)
 
 
 def select_columns(logits: Tensor, columns: Sequence[Sequence[int]] | None) -> Tensor:

@@ -24,9 +24,6 @@ from .surgery.slots import slots_of
 
 __all__ = ["ModelSource", "Pairs", "Predictor", "Preprocess", "Tokenizer"]
 
-_ROWS = 256
-"""Prompts embedded at a time; more are slower on a CPU, whose cache they leave"""
-
 
 class Predictor(nn.Module):
     """A CLIP-like two-tower model and, after classifier training, a linear head.
@@ -130,11 +127,8 @@ class Predictor(nn.Module):
 
         Source: Radford et al. 2021, arXiv 2103.00020, section 3.1.4.
         """
-        rows = prompts.flatten(0, 1)
-        order = towers.lengths(self.clip, rows).argsort(stable=True)
-        parts = [self.trim(part).to(self.device) for part in torch.split(rows[order], _ROWS)]
-        features = torch.cat([self.encode_text(part) for part in parts])[order.argsort()]
-        return towers.unit(features.view(*prompts.shape[:2], -1).mean(dim=1))
+        rows = passes.embedded_texts(self.encode_text, self.clip, prompts.flatten(0, 1))
+        return towers.unit(rows.view(*prompts.shape[:2], -1).mean(dim=1))
 
     @torch.no_grad()
     def classifier(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -181,8 +175,7 @@ class Predictor(nn.Module):
 
         @torch.no_grad()
         def score(images: Tensor) -> Tensor:
-            features = passes.embedded(self.encode_image, self.clip, images)
-            return towers.score(features, weight, bias)
+            return towers.score(passes.embedded(self.encode_image, self.clip, images), weight, bias)
 
         return score
 

@@ -224,9 +224,9 @@ def test_half_precision_runs_tokens_first_and_changes_nothing_else() -> None:
 
 
 def test_sorted_prompts_give_the_features_of_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    from perdure import predictor as module
+    from perdure import passes
 
-    monkeypatch.setattr(module, "_ROWS", 2)
+    monkeypatch.setattr(passes, "TEXTS", 2)
     student = random_clip().eval()
     prompts = student.prompts(CLASSES, TEMPLATES)
     shapes: list[tuple[int, ...]] = []

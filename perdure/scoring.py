@@ -85,7 +85,6 @@ def evaluate_all(
         warn_of_training(subject, suite)
         if subject.run is not None:
             Run(subject.run).require_finished()
-        warn_of_training(subject, suite)
         place = kept_of(subject, suite, how, temperature=temperature)
         if place is None:
             continue

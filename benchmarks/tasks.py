@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from perdure import evaluate
-from perdure.comparison import over_seeds, paired_difference
+from perdure.comparison import over_seeds, paired_difference, paired_overlap_difference
 from perdure.records import Record, main_value, read, summary
+from perdure.samples import mean_shares, samples
 from perdure.sweeping import sweep_run
 from perdure.tables import cell, table
 
@@ -93,11 +92,15 @@ def row(title: str, splits: Sequence[Mapping[str, Mapping[str, float]]]) -> list
 
 
 def change(records: Sequence[Record], start: Record) -> str:
-    """Print the mean change over splits against zero-shot, paired by example, in points."""
-    found = [one.correct() for one in records]
-    before = start.correct()
-    ours = {name: np.mean([one[name] for one in found], axis=0) for name in before}
-    value, low, high = (100 * part for part in paired_difference(ours, before))
+    """Print the mean change of the metric over sets against zero-shot, paired, in points."""
+    ours, before = [samples(one) for one in records], samples(start)
+    pixels = {name: one.counts for name, one in before.items() if one.counts is not None}
+    if pixels:
+        counts = {name: [one[name].counts for one in ours] for name in pixels}
+        found = paired_overlap_difference(counts, {name: [own] for name, own in pixels.items()})
+    else:
+        found = paired_difference(mean_shares(ours, [*before]), mean_shares([before], [*before]))
+    value, low, high = (100 * part for part in found)
     return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
@@ -118,7 +121,7 @@ def suite_part(suite: str, title: str) -> str:
         [
             f"## {title}",
             f"Suite `{suite}`; metric {str(first['metric']).replace('_', ' ')}; n: {count}.",
-            table(["model", *start.splits, *summary(start.splits), "answers gained"], rows),
+            table(["model", *start.splits, *summary(start.splits), "gained"], rows),
         ]
     )
 
@@ -139,10 +142,10 @@ def page() -> str:
         "[results-repair.md](results-repair.md), and is then asked what it was never trained for: "
         "do the things that the pre-trained model can do survive?",
         "3 seeds, mean ± sample standard deviation, per cent, shipped checkpoint. `alpha 0.5`: "
-        "half-way to zero-shot (WiSE-FT; for R-Adapter the strength of its adapters). `answers "
-        "gained`: right answers (queries, masks, questions) against zero-shot in points, mean over "
-        "sets, with 95 % bootstrap intervals over answers, paired; they do not cover the choice of "
-        "seeds.",
+        "half-way to zero-shot (WiSE-FT; for R-Adapter the strength of its adapters). `gained`: "
+        "the metric against that of zero-shot in points, mean over sets, with 95 % bootstrap "
+        "intervals over pictures, paired, as `perdure report` has them; they do not cover the "
+        "choice of seeds.",
         "What the models are worth on their own task (accuracy; n = 1,600 images per set):",
         table(["model", "ID", "OOD"], rows),
         *(suite_part(suite, title) for suite, title in SUITES.items()),

@@ -125,7 +125,7 @@ for limit in (1, 7, 64):  # one image: the second process has none
     scores = evaluate(clip, "emojishift", limit=limit, batch_size=5, runtime=runtime)
     arrays = {}
     for name, outcomes in scores.outcomes.items():
-        arrays |= {f"{name}/{part}": value for part, value in outcomes._asdict().items()}
+        arrays |= {f"{name}/{part}": value for part, value in outcomes.arrays().items()}
     for split, unit in open_suite(suite("emojishift"), How(limit=limit)):
         outputs = predict(
             clip, unit.dataset, unit.templates, names=unit.names, columns=unit.columns,
@@ -138,7 +138,7 @@ for limit in (1, 7, 64):  # one image: the second process has none
         scores = evaluate(clip, name, limit=limit, batch_size=5, runtime=runtime)
         arrays = {}
         for split, outcomes in scores.outcomes.items():
-            arrays |= {f"{split}/{part}": value for part, value in outcomes._asdict().items()}
+            arrays |= {f"{split}/{part}": value for part, value in outcomes.arrays().items()}
         np.savez(out / f"{name}-{limit}-rank-{runtime.rank}.npz", **arrays)
 """
 

@@ -243,6 +243,9 @@ def gather(predictor: Predictor, moves: Moves, unit: Unit, how: How) -> dict[flo
     scorers: dict[float, Callable[[Tensor], Tensor]] = {}
     parts: dict[float, list[Tensor]] = {position: [] for position in moves}
     tour = Tour(moves)
+    if runtime is not None and runtime.world_size > 1:
+        # Before the first picture: a process that cannot read it would end far ahead of the others.
+        scorers = {position: predictor.logits_fn(unit.names, unit.templates) for position in tour}
     dataset = with_masks(unit.dataset) if predictor.takes_masks else unit.dataset
     for images in eval_batches(dataset, predictor.preprocess, how.batch_size, **place):
         for position in tour:

@@ -317,6 +317,7 @@ def nearness(clip, monkeypatch):
     monkeypatch.setattr(Guard, "look", look)
 
 
+@pytest.mark.slow
 def test_a_rollback_replays_the_cached_views_bit_for_bit(
     make, tmp_path, nearness, embedded_images, monkeypatch
 ):

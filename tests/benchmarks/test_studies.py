@@ -123,10 +123,27 @@ def test_rows_of_other_tasks_average_seeds_and_pair_answers():
             "n": 10,
             "accuracy": right / 10,
         }
-        return SimpleNamespace(
-            splits={"which": entry}, correct=lambda: {"which": np.arange(10) < right}
-        )
+        stored = {
+            "which/label": np.ones(10, dtype=np.int64),
+            "which/prediction": (np.arange(10) < right).astype(np.int64),
+        }
+        return SimpleNamespace(splits={"which": entry}, outcomes=lambda: stored)
 
     before, after = scored(8), [scored(5), scored(7)]
     assert tasks.row("FT", [one.splits for one in after])[1].startswith("60.0")
     assert tasks.change(after, before).startswith("-20.0 [")
+
+
+def test_changes_of_segmentation_are_those_of_miou_not_of_masks():
+    def scored(*hits: int):
+        # Image, class, and pixels that were hit, of the truth and of the prediction.
+        rows = [[image, image % 2, hit, 10, hit] for image, hit in enumerate(hits)]
+        stored = {"id/pixels": np.array(rows, dtype=np.int32)}
+        entry = {"task": "segment", "metric": "miou", "role": "id", "n": len(hits)}
+        about = {"path": "run", "suite": "emojishift-segmentation"}
+        return SimpleNamespace(splits={"id": entry}, outcomes=lambda: stored, **about)
+
+    assert tasks.change([scored(5, 5, 5, 5)], scored(5, 5, 5, 5)) == "+0.0 [+0.0, +0.0]"
+    assert tasks.change([scored(5, 9, 5, 9), scored(5, 7, 5, 7)], scored(5, 5, 5, 5)).startswith(
+        "+15.0 ["
+    )
